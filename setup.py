@@ -1,0 +1,20 @@
+"""Installs the `steermoe` library; `tools/setup.sh` makes the whole environment, `tools/requirements.txt` pins it."""
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+requirements = [line.split("#")[0].strip() for line in (here / "tools" / "requirements.txt").read_text().splitlines()]
+
+setup(
+    name="steermoe",
+    version="0.1.0",
+    description="Frozen audio encoder + frozen LLM, joined by a small trained mixture-of-experts steering module",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["steermoe", "steermoe.*"]),
+    install_requires=[requirement for requirement in requirements if requirement],
+    entry_points={"console_scripts": ["steermoe=steermoe.bin.__main__:main"]},
+)

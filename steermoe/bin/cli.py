@@ -1,0 +1,64 @@
+"""What every verb shares: Kaldi's options, one clear message for bad input, help with every default."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from typing import Callable, Sequence
+
+from steermoe.errors import UserError
+from steermoe.registry import nearest
+
+
+def boolean(text: str) -> bool:
+    """argparse type of a true/false option."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+    return text == "true"
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser with Kaldi's habits: `--foo-bar x` and `--foo_bar x` are one option, `--a=b` is an error, no abbreviations."""
+
+    def __init__(self, **settings):
+        settings.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--") and len(word) > 2:
+                name, equals, value = word.partition("=")
+                if equals:
+                    self.error(f"{word}: write the value as a word of its own: {name} {value}")
+                word = name.replace("_", "-")
+            words.append(word)
+        return super().parse_known_args(words, namespace)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            self.error(f"unknown option {rest[0]}{nearest(rest[0], known)}")
+        return parsed
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
+    """Ends the process with `main`'s status; a UserError is one line on stderr and status 1, a killed pipe is silent."""
+    verb = os.path.basename(sys.argv[0]).removesuffix(".py")
+    try:
+        sys.exit(main(None) or 0)
+    except UserError as error:
+        sys.exit(f"steermoe {verb}: error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        sys.exit(f"steermoe {verb}: error: no space left on the disk{where}; free some and run the same command again")

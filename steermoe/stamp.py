@@ -1,0 +1,31 @@
+"""Knows whether an output is finished and still belongs to its inputs, so that no stage does anything twice.
+
+A stamp is a small JSON file written after the outputs: the settings and the inputs' SHA-256. It is fresh when the same
+settings and inputs come again and every output is there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Iterable
+
+from steermoe.files import read_json, sha256_file, write_json
+
+
+class Stamp:
+    """path: the stamp's file. settings: anything JSON can hold. inputs: files that the outputs were made from."""
+
+    def __init__(self, path: str | Path, settings: dict[str, Any], inputs: Iterable[str | Path] = ()):
+        self.path = Path(path)
+        hashes = {Path(file).name: sha256_file(file) for file in inputs if Path(file).is_file()}
+        self.content = {"settings": settings, "inputs": hashes}
+
+    def fresh(self, outputs: Iterable[str | Path] = ()) -> bool:
+        """True if the outputs need not be made again."""
+        if not self.path.is_file() or not all(Path(output).exists() for output in outputs):
+            return False
+        return read_json(self.path) == self.content
+
+    def write(self) -> None:
+        """Call last, when every output is in place."""
+        write_json(self.path, self.content)
