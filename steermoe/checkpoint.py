@@ -1,0 +1,100 @@
+"""Adapter checkpoints: one safetensors file of a few MB that holds the trained tensors and names and hashes its frozen bases.
+
+Metadata of the file: format, config (JSON), encoder_sha256, llm_sha256, step, versions (JSON).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+
+from steermoe.config import Config, config_from_dict
+from steermoe.errors import UserError
+from steermoe.files import atomic_write
+from steermoe.model import SteerMoE
+
+FORMAT = "steermoe-adapter-1"
+PLACES = ("adapter.safetensors", "checkpoints/best.safetensors")
+
+
+def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, environment: dict) -> None:
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(config.to_dict(), ensure_ascii=False),
+        "encoder_sha256": model.encoder.fingerprint,
+        "llm_sha256": model.llm.fingerprint,
+        "step": str(step),
+        "environment": json.dumps(environment),
+    }
+    with atomic_write(path, "wb") as stream:
+        stream.write(save(model.adapter_state(), metadata))
+
+
+def find_adapter(path: str | Path) -> Path:
+    """path: an adapter file, a package of stage 6, or an experiment folder. UserError says what was looked for."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for place in PLACES:
+        if (path / place).is_file():
+            return path / place
+    raise UserError(f"{path}: no trained adapter here (looked for {', '.join(PLACES)}); train one first: ./run.sh --stage 4")
+
+
+def read_metadata(path: Path) -> tuple[Config, dict[str, str]]:
+    """The configuration and the other metadata of an adapter file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path}: not an adapter of this toolkit (format {metadata.get('format')!r}, {FORMAT!r} needed)")
+    return config_from_dict(json.loads(metadata["config"]), str(path)), metadata
+
+
+def load_model(
+    path: str | Path, device: str = "cpu", encoder_model: str | None = None, llm_model: str | None = None, dtype: str | None = None
+) -> tuple[SteerMoE, Config]:
+    """The whole model of an adapter, in eval mode.
+
+    encoder_model, llm_model: where the frozen bases are, instead of where training found them; dtype: for both bases, instead
+    of the configuration's. UserError if a base is not the one that the adapter was trained on.
+    """
+    path = find_adapter(path)
+    config, metadata = read_metadata(path)
+    config.encoder_conf["model"] = encoder_model or config.encoder_conf["model"]
+    config.llm_conf["model"] = llm_model or config.llm_conf["model"]
+    if dtype:
+        config.encoder_conf["dtype"] = config.llm_conf["dtype"] = dtype
+    model = SteerMoE.from_config(config, device)
+    for role in ("encoder", "llm"):
+        base, known = getattr(model, role), metadata[f"{role}_sha256"]
+        if base.fingerprint != known:
+            raise UserError(
+                f"{path}: trained on another {role} than {base.model!r} (SHA-256 of the weights {known[:12]}…, found "
+                f"{base.fingerprint[:12]}…); give the right one with --{role}-model DIR"
+            )
+    try:
+        model.load_adapter_state(load_file(path, device=device))
+    except RuntimeError as error:
+        raise UserError(f"{path}: its tensors do not fit its configuration ({error}); copy it again") from None
+    return model.eval(), config
+
+
+def save_resume(path: str | Path, state: dict) -> None:
+    """The trainer's whole state in one file, so that it is never older or newer than the adapter in it."""
+    with atomic_write(path, "wb") as stream:
+        torch.save(state, stream)
+
+
+def load_resume(path: str | Path) -> dict:
+    """Runs no code from the file (weights_only)."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable training state ({error}); remove it to train from the start") from None

@@ -1,0 +1,208 @@
+"""The configuration of an experiment: ESPnet's form, a role's name and its constructor's keywords, typed and checked.
+
+Every key is known: an unknown one is an error that names the nearest. Any key can be overridden on the command line by its
+path: `--train-conf.max-steps 100`, `--optim-conf.lr.router 1e-3`, `--projector linear`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from steermoe.errors import UserError
+from steermoe.files import atomic_write, read_lines
+from steermoe.registry import keywords, nearest
+
+
+@dataclass
+class DataConf:
+    """Stage 2: what is kept, and what the LLM is asked."""
+
+    prompt: str = "please transcribe the audio content into text: "  # `<audio>` in it says where the audio goes; default: in front
+    min_seconds: float = 0.1
+    max_seconds: float = 30.0
+    min_tokens: int = 1
+    max_tokens: int = 448
+
+
+@dataclass
+class OptimConf:
+    """AdamW. Weight decay never touches expert vectors, scales and biases."""
+
+    lr: dict[str, float] = field(default_factory=lambda: {"projector": 1e-4, "steering": 1e-2, "router": 1e-3})
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    schedule: str = "constant"  # constant | linear | cosine, after the warm-up
+
+
+@dataclass
+class TrainConf:
+    max_steps: int = 1000  # optimiser steps
+    batch_frames: int = 12000  # input frames (100 a second) in a padded batch
+    max_batch: int = 64  # utterances in a batch
+    accum_grad: int = 1  # batches in an optimiser step
+    grad_clip: float = 1.0
+    valid_steps: int = 100  # steps between validations; each one also writes a resumable checkpoint
+    save_steps: int = 50  # steps between resumable checkpoints
+    patience: int = 0  # validations without improvement before an early stop; 0: never
+    seed: int = 1
+    num_threads: int = 0  # CPU threads; 0: torch's choice
+
+
+@dataclass
+class DecodeConf:
+    beam: int = 1  # 1: greedy
+    length_penalty: float = 1.0  # beam search: score / length ** penalty
+    batch_frames: int = 24000
+    max_batch: int = 32
+    max_tokens: int = 448
+    max_tokens_per_second: float = 12.0  # an answer is at most this times the audio's length plus 10 tokens; 0: no such limit
+    max_repeats: int = 4  # copies of one phrase in a row that end an answer; 0: no guard
+    unit: str = "word"  # word | char: what is scored
+    normalizer: str = "english"  # none | english | chinese: applied to reference and hypothesis before scoring
+
+
+@dataclass
+class Config:
+    encoder: str = "whisper"
+    encoder_conf: dict[str, Any] = field(default_factory=lambda: {"model": "whisper-tiny.en"})
+    steering: str = "moe"
+    steering_conf: dict[str, Any] = field(default_factory=dict)
+    projector: str = "linear"
+    projector_conf: dict[str, Any] = field(default_factory=dict)
+    llm: str = "causal"
+    llm_conf: dict[str, Any] = field(default_factory=lambda: {"model": "SmolLM2-135M-Instruct"})
+    objective: str = "next_token"
+    objective_conf: dict[str, Any] = field(default_factory=dict)
+    data_conf: DataConf = field(default_factory=DataConf)
+    optim_conf: OptimConf = field(default_factory=OptimConf)
+    train_conf: TrainConf = field(default_factory=TrainConf)
+    decode_conf: DecodeConf = field(default_factory=DecodeConf)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        with atomic_write(path) as stream:
+            yaml.safe_dump(self.to_dict(), stream, sort_keys=False, allow_unicode=True)
+
+
+ROLE_KEYS = ("encoder", "steering", "projector", "llm", "objective")
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config:
+    """path: a YAML file (None: the defaults). overrides: words as they came, ["--train-conf.seed", "2", …].
+
+    UserError names the file and the nearest known key, or the value that does not fit its type.
+    """
+    tree: Any = {}
+    if path is not None:
+        text = "\n".join(line for _, line in read_lines(path))
+        try:
+            tree = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark else ""
+            raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}); check the indentation there") from None
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}: a configuration is a list of `key: value` lines")
+    for key, value in parse_overrides(overrides or []):
+        _set(tree, key, value)
+    return config_from_dict(tree, str(path or "configuration"))
+
+
+def config_from_dict(tree: dict[str, Any], where: str = "configuration") -> Config:
+    """A checked Config from plain dicts; `where` names the source in errors."""
+    config = _build(Config, tree, where, "")
+    for role in ROLE_KEYS:
+        _check_role(config, role, where)
+    for group in config.optim_conf.lr:
+        if group not in ("projector", "steering", "router"):
+            raise UserError(f"{where}: unknown key optim_conf.lr.{group}{nearest(group, ['projector', 'steering', 'router'])}")
+    if config.optim_conf.schedule not in ("constant", "linear", "cosine"):
+        raise UserError(f"{where}: optim_conf.schedule: {config.optim_conf.schedule!r} is not constant, linear or cosine")
+    return config
+
+
+def _check_role(config: Config, role: str, where: str) -> None:
+    """A role's `_conf` against the keywords of its constructor: names, types, and those without a default."""
+    known, given = keywords(role, getattr(config, role)), getattr(config, f"{role}_conf")
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {role}_conf.{key}{nearest(key, list(known))}")
+        if isinstance(known[key], (bool, int, float, str)):
+            given[key] = _typed(value, known[key], where, f"{role}_conf.{key}")
+    for key, default in known.items():
+        if default is inspect.Parameter.empty and key not in given:
+            raise UserError(f"{where}: {role}_conf.{key} is missing; {role} {getattr(config, role)!r} needs it")
+
+
+def parse_overrides(words: list[str]) -> list[tuple[list[str], Any]]:
+    """["--train-conf.max-steps", "100"] -> [(["train_conf", "max_steps"], 100)]; values are YAML."""
+    pairs = []
+    for index in range(0, len(words), 2):
+        name = words[index]
+        if not name.startswith("--") or (index + 1 == len(words)):
+            hint = "give it a value" if name.startswith("--") else "options begin with --"
+            raise UserError(f"{name}: {hint}, as in --train-conf.max-steps 100")
+        value = words[index + 1]
+        try:
+            parsed = yaml.safe_load(value) if value.strip() else value
+        except yaml.YAMLError:
+            parsed = value
+        pairs.append((name[2:].replace("-", "_").split("."), parsed))
+    return pairs
+
+
+def _set(tree: dict[str, Any], key: list[str], value: Any) -> None:
+    for part in key[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--{'.'.join(key)}: {part} has no keys below it")
+    tree[key[-1]] = value
+
+
+def _build(cls: type, tree: Any, where: str, prefix: str) -> Any:
+    """A dataclass from a dict."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} holds keys, not {tree!r}")
+    value = cls()
+    known = {f.name: getattr(value, f.name) for f in dataclasses.fields(cls)}
+    for key, given in tree.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {prefix}{key}{nearest(str(key), list(known))}")
+        default = known[key]
+        if dataclasses.is_dataclass(default):
+            given = _build(type(default), given if given is not None else {}, where, f"{prefix}{key}.")
+        elif isinstance(default, dict):
+            given = given if isinstance(given, dict) else _fail(where, prefix + key, given, "keys")
+            given = default | given if key == "lr" else given  # a role's keywords belong to that role: no default is mixed in
+        else:
+            given = _typed(given, default, where, prefix + key)
+        setattr(value, key, given)
+    return value
+
+
+_KINDS = {"str": "a text", "int": "a whole number", "float": "a number", "list": "a list", "bool": "true or false"}
+
+
+def _typed(given: Any, default: Any, where: str, key: str) -> Any:
+    wanted = type(default)
+    if wanted is float and isinstance(given, (int, float, str)) and not isinstance(given, bool):
+        try:
+            return float(given)  # YAML reads 1e-3 as a string
+        except ValueError:
+            pass
+    elif isinstance(given, wanted) and not (wanted is int and isinstance(given, bool)):
+        return given
+    return _fail(where, key, given, _KINDS[wanted.__name__])
+
+
+def _fail(where: str, key: str, given: Any, wanted: str) -> Any:
+    raise UserError(f"{where}: {key}: {given!r} is not {wanted}")

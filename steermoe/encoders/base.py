@@ -1,0 +1,47 @@
+"""What an encoder offers. To add one: a file with a class of this shape and a line in steermoe/registry.py.
+
+Shape legend: B batch, T encoder frames, F input frames, M input feature size, D encoder width.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Protocol
+
+from torch import Tensor, nn
+
+Steer = Callable[[int, Tensor], Tensor]
+"""(layer index from 0, hidden_btd after that layer) -> hidden_btd that the next layer reads."""
+
+
+def no_steer(layer: int, hidden_btd: Tensor) -> Tensor:
+    return hidden_btd
+
+
+class Frontend(Protocol):
+    """Waveform to input features; stage 1 dumps its output."""
+
+    name: str  # names the dump folder, so it says everything that changes the features
+    frames_per_second: float
+
+    def __call__(self, samples_n: Tensor) -> Tensor:
+        """(N,) float32 in [-1, 1] at 16 kHz -> (F, M) float32."""
+
+
+class Encoder(Protocol):
+    """A frozen encoder whose layers can be steered."""
+
+    dim: int  # D
+    num_layers: int
+    final_norm: nn.Module  # applied after the last layer's steering, before or after pooling as the projector says
+    fingerprint: str  # SHA-256 of the frozen weights, whatever the file format they came in
+
+    @classmethod
+    def frontend(cls, model: str) -> Frontend:
+        """The features that this checkpoint reads; reads its dimensions, not its weights where that is possible."""
+
+    @classmethod
+    def from_pretrained(cls, model: str, **conf) -> "Encoder":
+        """Dimensions come from the checkpoint. UserError if `model` cannot be found or is another architecture."""
+
+    def __call__(self, feats_bfm: Tensor, feat_lens_b: Tensor, steer: Steer = no_steer) -> tuple[Tensor, Tensor]:
+        """-> hidden_btd (before `final_norm`), frame_lens_b int64. Padded frames never influence real ones."""

@@ -1,0 +1,99 @@
+"""Any Hugging Face causal LLM, frozen: its embeddings in, its hidden states and chosen logits out.
+
+Shape legend: B batch, S sequence places, H width, V vocabulary, R selected rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from steermoe.dtypes import resolve_dtype
+from steermoe.errors import UserError
+from steermoe.fetch import find_model, fingerprint
+from steermoe.llms.template import PromptTemplate, make_template, stop_tokens
+
+
+class CausalLM(nn.Module):
+    """dtype: "auto", "bfloat16", "float16" or "float32". chat: the prompt goes through the tokenizer's chat template (false: bare text,
+    as in the paper). system: the system message, null for the template's own.
+    """
+
+    def __init__(
+        self, llm: nn.Module, tokenizer, *, model: str, dtype: str = "auto", chat: bool = True, system: str | None = None
+    ):
+        super().__init__()
+        self.llm, self.tokenizer = llm.requires_grad_(False).eval(), tokenizer
+        self.model, self.dtype, self.chat, self.system = model, dtype, chat, system
+        self.dim = llm.get_input_embeddings().weight.shape[1]
+        self.fingerprint = ""
+        if chat and not tokenizer.chat_template:
+            raise UserError(f"llm_conf.model: {model} has no chat template; set llm_conf.chat: false, or take its instruct variant")
+
+    @classmethod
+    def from_pretrained(cls, model: str, *, dtype: str = "auto", **conf) -> "CausalLM":
+        """model: local folder, hub id or catalog name. Never runs code from the model's folder."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = find_model(model, kind="llm")
+        try:
+            llm = AutoModelForCausalLM.from_pretrained(path, dtype=resolve_dtype(dtype), use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"llm_conf.model: {path} is not a causal language model with safetensors weights: {error}") from None
+        wrapped = cls(llm, tokenizer, model=model, dtype=dtype, **conf)
+        wrapped.fingerprint = fingerprint(path)
+        wrapped.check_logits()
+        return wrapped
+
+    def embed(self, ids_bs: Tensor) -> Tensor:
+        """(B, S) int64 -> (B, S, H) in the LLM's dtype."""
+        return self.llm.get_input_embeddings()(ids_bs)
+
+    def hidden(self, vectors_bsh: Tensor, mask_bs: Tensor, positions_bs: Tensor, cache=None) -> Tensor:
+        """Last hidden states (B, S, H). mask_bs covers the cached places too; cache: a transformers Cache, extended in place."""
+        output = self.llm.get_decoder()(
+            inputs_embeds=vectors_bsh,
+            attention_mask=mask_bs.long(),
+            position_ids=positions_bs,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def logits(self, hidden_rh: Tensor) -> Tensor:
+        """(R, H) -> (R, V) in the LLM's dtype, for the rows that are needed and no others."""
+        logits_rv = self.llm.get_output_embeddings()(hidden_rh)
+        config = self.llm.config.get_text_config()
+        if getattr(config, "logits_scaling", None):  # Granite
+            logits_rv = logits_rv / config.logits_scaling
+        if getattr(config, "logit_scale", None):  # Cohere
+            logits_rv = logits_rv * config.logit_scale
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits_rv = torch.tanh(logits_rv / cap) * cap
+        return logits_rv
+
+    @torch.no_grad()
+    def check_logits(self) -> None:
+        """UserError if the model puts something between its hidden states and its logits that `logits` does not know."""
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.llm.device)
+        ones = torch.ones_like(ids)
+        ours = self.logits(self.hidden(self.embed(ids), ones, ones.cumsum(1) - 1)[0])
+        theirs = self.llm(input_ids=ids, attention_mask=ones).logits[0]
+        if not torch.allclose(ours.float(), theirs.float(), atol=0.05, rtol=0.05):
+            raise UserError(f"llm_conf.model: {self.model} ({self.llm.config.model_type}) computes its logits in an unknown way")
+
+    def template(self, prompt: str) -> PromptTemplate:
+        """The token ids around the audio for one prompt; see steermoe.llms.template."""
+        return make_template(self.tokenizer, prompt, self.chat, self.system)
+
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer: the chat template's own, the tokenizer's and the generation configuration's."""
+        return stop_tokens(self.tokenizer, getattr(self.llm, "generation_config", None), self.chat)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text: special tokens that the text spells out are not honoured."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,62 @@
+"""Layer-wise steering by a soft mixture of expert vectors: equations 1 to 3 of SteerMoE (arXiv 2510.13558).
+
+Shape legend: B batch, T frames, D encoder width, L encoder layers, N experts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from steermoe.errors import UserError
+
+
+class MoESteering(nn.Module):
+    """H'_l = H_l + alpha_l softmax(H_l W_l + b_l) E_l after every encoder layer l.
+
+    num_experts: N. scale: initial alpha_l. init_std: standard deviation of the initial expert vectors (authors' code: 0.01).
+    """
+
+    def __init__(self, num_layers: int, dim: int, *, num_experts: int = 8, scale: float = 0.1, init_std: float = 0.01):
+        super().__init__()
+        if num_experts < 1:
+            raise UserError(f"steering_conf.num_experts: {num_experts} experts; at least 1 is needed")
+        bound = 1 / math.sqrt(dim)  # torch.nn.Linear's default: the paper's router is one D -> L*N linear layer, stored by slices
+        self.experts = nn.Parameter(torch.randn(num_layers, num_experts, dim) * init_std)  # E
+        self.router_weight = nn.Parameter(torch.empty(num_layers, dim, num_experts).uniform_(-bound, bound))  # W
+        self.router_bias = nn.Parameter(torch.empty(num_layers, num_experts).uniform_(-bound, bound))  # b
+        self.scales = nn.Parameter(torch.full((num_layers,), float(scale)))  # alpha
+
+    def gates(self, layer: int, hidden_btd: Tensor) -> Tensor:
+        """Equation 1: g_l = softmax(H_l W_l + b_l). (B, T, D) -> (B, T, N) float32, each frame's gates sum to 1."""
+        logits_btn = hidden_btd @ self.router_weight[layer].to(hidden_btd.dtype)
+        return (logits_btn.float() + self.router_bias[layer]).softmax(-1)
+
+    def forward(self, layer: int, hidden_btd: Tensor) -> Tensor:
+        """hidden_btd (B, T, D) after layer `layer` -> the same shape and dtype for the next layer."""
+        gates_btn = self.gates(layer, hidden_btd)
+        scaled_nd = self.scales[layer] * self.experts[layer]
+        delta_btd = gates_btn.to(hidden_btd.dtype) @ scaled_nd.to(hidden_btd.dtype)  # equation 2, alpha_l folded into E_l
+        return hidden_btd + delta_btd  # equation 3
+
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The paper's learning-rate groups: vectors and scales apart from the router."""
+        groups: dict[str, dict[str, nn.Parameter]] = {"steering": {}, "router": {}}
+        for name, parameter in self.named_parameters():
+            groups["router" if name.startswith("router") else "steering"][name] = parameter
+        return groups
+
+
+class NoSteering(nn.Module):
+    """The static adapter of the paper's ablation: hidden states pass unchanged."""
+
+    def __init__(self, num_layers: int, dim: int):
+        super().__init__()
+
+    def forward(self, layer: int, hidden_btd: Tensor) -> Tensor:
+        return hidden_btd
+
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        return {}

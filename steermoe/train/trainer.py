@@ -1,0 +1,178 @@
+"""Trains the adapter: gradient accumulation, clipping, warm-up, validation, best checkpoint, early stop, exact resume.
+
+A run killed at any moment and started again ends with the same weights as one that was never interrupted: batches follow from
+(seed, epoch), and everything else that moves is in checkpoints/resume.pt.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Iterator
+
+import torch
+
+from steermoe.checkpoint import load_resume, save_adapter, save_resume
+from steermoe.config import Config
+from steermoe.data.collator import Batch, Collator
+from steermoe.data.dataset import AudioTextDataset
+from steermoe.data.sampler import epoch_batches, sorted_batches
+from steermoe.errors import UserError
+from steermoe.files import atomic_write, read_jsonl
+from steermoe.model import SteerMoE
+from steermoe.progress import Progress
+from steermoe.registry import resolve
+from steermoe.train.optim import lr_factor, make_optimizer, set_lr
+
+MAX_NONFINITE = 10
+
+
+class Trainer:
+    """exp: the experiment folder. environment: what `steermoe.environment.describe` says, kept in every adapter."""
+
+    def __init__(
+        self, model: SteerMoE, config: Config, train: AudioTextDataset, dev: AudioTextDataset, exp: str | Path, environment: dict
+    ):
+        self.model, self.config, self.train_set, self.dev_set = model, config, train, dev
+        self.exp, self.environment = Path(exp), environment
+        self.device = next(model.projector.parameters()).device
+        self.objective = resolve("objective", config.objective)(**config.objective_conf)
+        self.optimizer = make_optimizer(model.parameter_groups(), config.optim_conf)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.collator = Collator(model.llm, config.data_conf.prompt)
+        self.step = self.epoch = self.batches_done = self.nonfinite = self.bad_validations = 0
+        self.best_loss = math.inf
+        self.seconds = 0.0
+        self.history: list[dict] = []
+
+    @property
+    def resume_path(self) -> Path:
+        return self.exp / "checkpoints" / "resume.pt"
+
+    def run(self) -> None:
+        """Trains to max_steps or the early stop; leaves checkpoints/{best,last}.safetensors and log/train.jsonl."""
+        conf = self.config.train_conf
+        if self.resume_path.is_file():
+            self.restore()
+        batches = self.batches()
+        self.model.train()
+        with Progress("train", conf.max_steps, "step", done=self.step) as progress:
+            while self.step < conf.max_steps and not self.stopped_early():
+                begun = time.monotonic()
+                figures = self.optimizer_step(list(itertools.islice(batches, conf.accum_grad)))
+                self.seconds += time.monotonic() - begun
+                self.history.append(figures)
+                validate = self.step % conf.valid_steps == 0 or self.step == conf.max_steps
+                if validate:
+                    figures |= self.validate()
+                    progress.write(
+                        f"step {self.step}: train loss {self.recent('loss'):.3f}, dev loss {figures['dev_loss']:.3f}, "
+                        f"dev accuracy {figures['dev_accuracy']:.3f}{' (best)' if figures['best'] else ''}"
+                    )
+                if validate or self.step % conf.save_steps == 0:
+                    self.save()
+                progress.update(1, note=f"loss {self.recent('loss'):.3f}")
+        save_adapter(self.exp / "checkpoints" / "last.safetensors", self.model, self.config, self.step, self.environment)
+        if self.stopped_early():
+            progress.write(f"stopped early: no better dev loss in {conf.patience} validations")
+
+    def batches(self) -> Iterator[Batch]:
+        """Endless; goes on behind the batch that was trained on last."""
+        conf = self.config.train_conf
+        lengths = self.train_set.lengths()
+        while True:
+            epoch = epoch_batches(lengths, conf.batch_frames, conf.max_batch, conf.seed, self.epoch)
+            for indices in epoch[self.batches_done :]:
+                self.batches_done += 1
+                yield self.collator([self.train_set[index] for index in indices]).to(self.device)
+            self.epoch, self.batches_done = self.epoch + 1, 0
+
+    def optimizer_step(self, batches: list[Batch]) -> dict:
+        """One step over the accumulated batches, each target token weighing the same. Returns the log line's figures."""
+        self.step += 1
+        set_lr(self.optimizer, lr_factor(self.step, self.config.optim_conf, self.config.train_conf.max_steps))
+        self.optimizer.zero_grad()
+        total, units, stats = 0.0, 0, Counter()
+        for batch in batches:
+            loss = self.objective(self.model, batch)
+            loss.total.backward()
+            total, units = total + loss.total.detach(), units + loss.units
+            stats.update(loss.stats)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad /= units
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train_conf.grad_clip or math.inf)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.nonfinite = 0
+        else:
+            self.nonfinite += 1
+            if self.nonfinite == MAX_NONFINITE:
+                raise UserError(
+                    f"step {self.step}: the gradient was not finite in {MAX_NONFINITE} steps running; lower optim_conf.lr, or set "
+                    "llm_conf.dtype and encoder_conf.dtype to float32"
+                )
+        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        means = {name: value / units for name, value in stats.items()}
+        return {"step": self.step, "epoch": self.epoch, "loss": float(total) / units, **means, "grad_norm": float(norm), **rates}
+
+    @torch.no_grad()
+    def validate(self) -> dict:
+        """Loss and accuracy per target token over the whole dev set; keeps the best adapter."""
+        conf = self.config.train_conf
+        self.model.eval()
+        total, units, stats = 0.0, 0, Counter()
+        for indices in sorted_batches(self.dev_set.lengths(), conf.batch_frames, conf.max_batch):
+            batch = self.collator([self.dev_set[index] for index in indices]).to(self.device)
+            loss = self.objective(self.model, batch)
+            total, units = total + float(loss.total), units + loss.units
+            stats.update(loss.stats)
+        self.model.train()
+        dev_loss = total / units
+        best = dev_loss < self.best_loss
+        self.bad_validations = 0 if best else self.bad_validations + 1
+        if best:
+            self.best_loss = dev_loss
+            save_adapter(self.exp / "checkpoints" / "best.safetensors", self.model, self.config, self.step, self.environment)
+        return {"dev_loss": dev_loss, **{f"dev_{n}": v / units for n, v in stats.items()}, "best": best}
+
+    def stopped_early(self) -> bool:
+        return 0 < self.config.train_conf.patience <= self.bad_validations
+
+    def recent(self, name: str, steps: int = 50) -> float:
+        values = [line[name] for line in self.history[-steps:]]
+        return sum(values) / len(values)
+
+    def save(self) -> None:
+        """The log first: a kill in between leaves lines that `restore` cuts off again."""
+        with atomic_write(self.log_path) as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in self.history)
+        state = {
+            "adapter": self.model.adapter_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+        }
+        save_resume(self.resume_path, state)
+
+    def restore(self) -> None:
+        """Goes back to the last saved step. UserError if the training state was written under another configuration."""
+        state = load_resume(self.resume_path)
+        try:
+            self.model.load_adapter_state(state["adapter"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{self.resume_path}: does not fit this configuration ({error}); remove it to train anew") from None
+        for name in COUNTERS:
+            setattr(self, name, state["counters"][name])
+        self.history = [line for line in read_jsonl(self.log_path) if line["step"] <= self.step]
+
+    @property
+    def log_path(self) -> Path:
+        return self.exp / "log" / "train.jsonl"
+
+
+COUNTERS = ("step", "epoch", "batches_done", "nonfinite", "bad_validations", "best_loss", "seconds")
