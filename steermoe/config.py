@@ -64,8 +64,6 @@ class DecodeConf:
     max_tokens: int = 448
     max_tokens_per_second: float = 12.0  # an answer is at most this times the audio's length plus 10 tokens; 0: no such limit
     max_repeats: int = 4  # copies of one phrase in a row that end an answer; 0: no guard
-    unit: str = "word"  # word | char: what is scored
-    normalizer: str = "english"  # none | english | chinese: applied to reference and hypothesis before scoring
 
 
 @dataclass

@@ -12,6 +12,9 @@ from steermoe.errors import UserError
 from steermoe.registry import nearest
 
 
+CONFIG_KEYS = ("encoder", "steering", "projector", "llm", "objective", "data", "optim", "train", "decode")
+
+
 def boolean(text: str) -> bool:
     """argparse type of a true/false option."""
     if text not in ("true", "false"):
@@ -43,6 +46,20 @@ class Parser(argparse.ArgumentParser):
             known = [option for option in self._option_string_actions if option.startswith("--")]
             self.error(f"unknown option {rest[0]}{nearest(rest[0], known)}")
         return parsed
+
+
+def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, "Config"]:
+    """For verbs with `--config`: options that the parser does not know override configuration keys (--train-conf.seed 2)."""
+    from steermoe.config import load_config
+
+    parser.epilog = "Any key of the configuration can be overridden: --train-conf.max-steps 100 --projector linear"
+    args, rest = parser.parse_known_args(argv)
+    for word in rest:
+        name = word[2:].replace("-", "_").split(".")[0]
+        if word.startswith("--") and name.removesuffix("_conf") not in CONFIG_KEYS:
+            options = [option for option in parser._option_string_actions if option.startswith("--")]
+            parser.error(f"unknown option {word}{nearest(word, [*options, *(f'--{key}-conf' for key in CONFIG_KEYS)])}")
+    return args, load_config(args.config, rest)
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:

@@ -5,6 +5,9 @@ Shape legend: B batch, S sequence places, H width, V vocabulary, R selected rows
 
 from __future__ import annotations
 
+import functools
+from typing import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +48,13 @@ class CausalLM(nn.Module):
         wrapped.fingerprint = fingerprint(path)
         wrapped.check_logits()
         return wrapped
+
+    @classmethod
+    def text_encoder(cls, model: str) -> Callable[[str], list[int]]:
+        """`encode` of this LLM without loading its weights."""
+        from transformers import AutoTokenizer
+
+        return functools.partial(encode, AutoTokenizer.from_pretrained(find_model(model, kind="llm")))
 
     def embed(self, ids_bs: Tensor) -> Tensor:
         """(B, S) int64 -> (B, S, H) in the LLM's dtype."""
@@ -92,8 +102,13 @@ class CausalLM(nn.Module):
         return stop_tokens(self.tokenizer, getattr(self.llm, "generation_config", None), self.chat)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: special tokens that the text spells out are not honoured."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Token ids of an answer."""
+        return encode(self.tokenizer, text)
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Token ids of plain text: special tokens that the text spells out are not honoured."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Iterator
 
@@ -47,7 +47,8 @@ class Trainer:
         self.step = self.epoch = self.batches_done = self.nonfinite = self.bad_validations = 0
         self.best_loss = math.inf
         self.seconds = 0.0
-        self.history: list[dict] = []
+        self.unsaved: list[dict] = []  # log lines since the last save
+        self.losses: deque[float] = deque(maxlen=50)
 
     @property
     def resume_path(self) -> Path:
@@ -65,17 +66,18 @@ class Trainer:
                 begun = time.monotonic()
                 figures = self.optimizer_step(list(itertools.islice(batches, conf.accum_grad)))
                 self.seconds += time.monotonic() - begun
-                self.history.append(figures)
+                self.unsaved.append(figures)
+                self.losses.append(figures["loss"])
                 validate = self.step % conf.valid_steps == 0 or self.step == conf.max_steps
                 if validate:
                     figures |= self.validate()
                     progress.write(
-                        f"step {self.step}: train loss {self.recent('loss'):.3f}, dev loss {figures['dev_loss']:.3f}, "
+                        f"step {self.step}: train loss {self.recent_loss():.3f}, dev loss {figures['dev_loss']:.3f}, "
                         f"dev accuracy {figures['dev_accuracy']:.3f}{' (best)' if figures['best'] else ''}"
                     )
                 if validate or self.step % conf.save_steps == 0:
                     self.save()
-                progress.update(1, note=f"loss {self.recent('loss'):.3f}")
+                progress.update(1, note=f"loss {self.recent_loss():.3f}")
         save_adapter(self.exp / "checkpoints" / "last.safetensors", self.model, self.config, self.step, self.environment)
         if self.stopped_early():
             progress.write(f"stopped early: no better dev loss in {conf.patience} validations")
@@ -143,14 +145,15 @@ class Trainer:
     def stopped_early(self) -> bool:
         return 0 < self.config.train_conf.patience <= self.bad_validations
 
-    def recent(self, name: str, steps: int = 50) -> float:
-        values = [line[name] for line in self.history[-steps:]]
-        return sum(values) / len(values)
+    def recent_loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
 
     def save(self) -> None:
         """The log first: a kill in between leaves lines that `restore` cuts off again."""
-        with atomic_write(self.log_path) as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in self.history)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log_path, "a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in self.unsaved)
+        self.unsaved.clear()
         state = {
             "adapter": self.model.adapter_state(),
             "optimizer": self.optimizer.state_dict(),
@@ -168,7 +171,10 @@ class Trainer:
             raise UserError(f"{self.resume_path}: does not fit this configuration ({error}); remove it to train anew") from None
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
-        self.history = [line for line in read_jsonl(self.log_path) if line["step"] <= self.step]
+        kept = list(itertools.islice(read_jsonl(self.log_path), self.step))  # one line a step; the rest was cut off by a kill
+        with atomic_write(self.log_path) as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in kept)
+        self.losses.extend(line["loss"] for line in kept[-50:])
 
     @property
     def log_path(self) -> Path:

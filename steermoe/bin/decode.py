@@ -1,0 +1,115 @@
+"""Stage 5: decodes a data set with a trained adapter; killed and started again, it goes on where it was.
+
+Leaves OUT/text (Kaldi), OUT/hyp.trn and OUT/ref.trn (raw, for `score`), OUT/decode.json (settings, speed, why answers ended).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from steermoe.bin.cli import Parser, run
+from steermoe.files import write_json
+from steermoe.stamp import Stamp
+
+
+def main(argv=None) -> None:
+    parser = Parser(prog="steermoe decode", description=__doc__.split("\n")[0])
+    parser.add_argument("--exp", type=Path, required=True, help="experiment folder, package or adapter file")
+    parser.add_argument("--data", type=Path, required=True, help="data.jsonl of stage 2")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the hypotheses")
+    add_model_options(parser)
+    parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.beam 4"
+    args, overrides = parser.parse_known_args(argv)
+    from steermoe.checkpoint import find_adapter, read_metadata
+
+    adapter = find_adapter(args.exp)
+    conf = decode_conf(read_metadata(adapter)[0], args.exp, overrides)
+    settings = {"decode_conf": vars(conf), "dtype": args.dtype, "ngpu": args.ngpu}
+    stamp = Stamp(args.out / ".done", settings, [adapter, args.data])
+    outputs = [args.out / name for name in ("text", "hyp.trn", "ref.trn", "decode.json")]
+    if stamp.fresh(outputs):
+        print(f"{args.out}/hyp.trn: up to date")
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(json.dumps(stamp.content, sort_keys=True).encode()).hexdigest()[:12]
+    decode(args, adapter, conf, args.out / f".hyp.{key}.part")
+    stamp.write()
+    for part in args.out.glob(".hyp.*.part"):
+        part.unlink()
+    print(f"{args.out}/hyp.trn")
+
+
+def add_model_options(parser: Parser) -> None:
+    parser.add_argument("--encoder-model", help="where the frozen encoder is; default: where training found it")
+    parser.add_argument("--llm-model", help="where the frozen LLM is; default: where training found it")
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="of the frozen models; default: as trained")
+    parser.add_argument("--ngpu", type=int, default=0, help="GPUs: 0 or 1")
+
+
+def decode_conf(config, exp: Path, overrides: list[str]):
+    """decode_conf of the experiment (its config.yaml may have been edited since training), with the command line's overrides."""
+    import yaml
+
+    from steermoe.config import config_from_dict, load_config, parse_overrides
+    from steermoe.errors import UserError
+
+    for name, _ in parse_overrides(overrides):
+        if name[0] != "decode_conf":
+            raise UserError(f"--{'.'.join(name)}: unknown option; decoding takes --decode-conf.KEY, as in --decode-conf.beam 4")
+    tree = config.to_dict()
+    edited = exp / "config.yaml"
+    if edited.is_file():
+        tree["decode_conf"] = load_config(edited).to_dict()["decode_conf"]
+    for (_, key), value in parse_overrides(overrides):
+        tree["decode_conf"][key] = value
+    return config_from_dict(yaml.safe_load(yaml.safe_dump(tree)), "--decode-conf").decode_conf
+
+
+def decode(args, adapter: Path, conf, part: Path) -> None:
+    from steermoe.checkpoint import load_model
+    from steermoe.data.dataset import AudioTextDataset
+    from steermoe.data.kaldi_dir import write_map
+    from steermoe.decode.decoder import decode_dataset
+    from steermoe.environment import describe
+    from steermoe.score import write_trn
+
+    data = AudioTextDataset(args.data)
+    model, config = load_model(adapter, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+    decoded = decode_dataset(model, data, config.data_conf.prompt, conf, part)
+    speakers = {entry["utt"]: entry["spk"] for entry in data.entries}
+    write_map(args.out / "text", decoded.texts)
+    write_trn(args.out / "hyp.trn", decoded.texts, speakers)
+    write_trn(args.out / "ref.trn", {entry["utt"]: entry["text"] for entry in data.entries}, speakers)
+    ended = Counter(decoded.ended.values())
+    figures = {
+        "utterances": len(data),
+        "audio_seconds": round(decoded.audio_seconds, 2),
+        "decoding_seconds": round(decoded.seconds, 2),
+        "real_time_factor": round(decoded.seconds / decoded.audio_seconds, 4),
+        "ended": {name: ended[name] for name in ("end", "length", "repeat")},
+        "decode_conf": vars(conf),
+        "environment": describe(),
+    }
+    write_json(args.out / "decode.json", figures)
+    print(
+        f"{len(data)} utterances, {decoded.audio_seconds / decoded.seconds:.1f} x real time; the repeat guard fired "
+        f"{ended['repeat']} times, {ended['length']} answers reached the length limit"
+    )
+
+
+def device(ngpu: int) -> str:
+    """"cuda" or "cpu". UserError if a GPU is asked for that torch cannot use."""
+    import torch
+
+    from steermoe.errors import UserError
+
+    if ngpu > 0 and not torch.cuda.is_available():
+        raise UserError(f"--ngpu {ngpu}: no GPU that torch can use on this machine; --ngpu 0 runs on the CPU")
+    return "cuda" if ngpu > 0 else "cpu"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,116 @@
+"""Stage 1: the frozen encoder's input features, to ark/scp.
+
+One job of many (--job N --nj NJ) writes OUT/feats.N.ark; --job 0 joins them into OUT/feats.scp and OUT/utt2num_frames. A
+killed job goes on behind its last whole utterance; the bytes are those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from steermoe.bin.cli import Parser, boolean, parse_with_config, run
+from steermoe.errors import UserError
+from steermoe.files import atomic_write
+from steermoe.progress import Progress
+from steermoe.registry import resolve
+from steermoe.stamp import Stamp
+
+
+def main(argv=None) -> None:
+    args, config = parse_with_config(make_parser(), argv)
+    frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
+    if args.print_name:
+        print(frontend.name)
+        return
+    if args.data is None or args.out is None:
+        raise UserError("--data DIR and --out DIR are needed, as in --data data/train --out dump/" + frontend.name + "/train")
+    if not 0 <= args.job <= args.nj or args.compression not in (0, 2, 3, 5):
+        raise UserError(f"--job {args.job} --nj {args.nj} --compression {args.compression}: job 0 to nj, compression 0, 2, 3 or 5")
+    args.out.mkdir(parents=True, exist_ok=True)
+    inputs = [args.data / name for name in ("wav.scp", "segments")]
+    settings = {"features": frontend.name, "compression": args.compression}
+    finished = Stamp(args.out / ".done", settings, inputs)
+    if finished.fresh([args.out / "feats.scp", args.out / "utt2num_frames"]):
+        print(f"{args.out}/feats.scp: up to date")
+        return
+    if args.job or args.nj == 1:
+        dump_shard(args, frontend, args.job or 1, finished.content)
+    if args.job == 0:
+        count = merge_shards(args)
+        finished.write()
+        print(f"{args.out}/feats.scp: {count} utterances")
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="steermoe dump", description=__doc__.split("\n")[0])
+    parser.add_argument("--config", type=Path, help="training configuration; its encoder decides the features")
+    parser.add_argument("--data", type=Path, help="Kaldi data directory")
+    parser.add_argument("--out", type=Path, help="folder for feats.N.ark, feats.scp, utt2num_frames")
+    parser.add_argument("--nj", type=int, default=1, help="number of jobs that share the data directory")
+    parser.add_argument("--job", type=int, default=0, help="this job, from 1; 0: join what the jobs wrote (and be the job, if --nj 1)")
+    parser.add_argument("--compression", type=int, default=3, help="kaldiio's method: 0 none, 3 two-byte, 2 and 5 one-byte")
+    parser.add_argument("--allow-pipes", type=boolean, default=False, help="run the commands of wav.scp lines that end in |")
+    parser.add_argument("--print-name", action="store_true", help="print the features' name, which names the dump folder, and stop")
+    return parser
+
+
+def dump_shard(args, frontend, job: int, origin: dict) -> None:
+    """Writes feats.N.ark, behind what an interrupted run of the same job has left."""
+    import torch
+
+    from steermoe.data.ark import ArkWriter
+    from steermoe.data.audio import load_audio
+
+    torch.set_num_threads(1)
+    ark, utterances = args.out / f"feats.{job}.ark", shard(args, job)
+    begun = Stamp(args.out / f".feats.{job}.begun", {**origin, "nj": args.nj})
+    if not begun.fresh():
+        ark.unlink(missing_ok=True)
+        begun.write()
+    done = whole_records(ark, [utterance.utt for utterance in utterances])
+    with (
+        ArkWriter(ark, args.compression, resume_at=done[-1].end if done else 0) as writer,
+        Progress(f"dump {args.data.name} {job}/{args.nj}", len(utterances), "utt", len(done)) as progress,
+    ):
+        for utterance in utterances[len(done) :]:
+            samples_n = load_audio(utterance.wav, utterance.start, utterance.end, allow_pipes=args.allow_pipes)
+            writer.write(utterance.utt, frontend(torch.from_numpy(samples_n)).numpy())
+            progress.update()
+
+
+def shard(args, job: int) -> list:
+    """The utterances of one job: a run of the sorted list, the same share of the audio for every job."""
+    from steermoe.data.kaldi_dir import DataDir, split_points
+
+    utterances = list(DataDir.read(args.data, allow_pipes=args.allow_pipes).utterances.values())
+    points = split_points([utterance.duration or 1.0 for utterance in utterances], args.nj)
+    return utterances[points[job - 1] : points[job]]
+
+
+def whole_records(ark: Path, utts: list[str]) -> list:
+    """The archive's complete entries, as far as they are this job's utterances in order."""
+    from steermoe.data.ark import scan_ark
+
+    entries = scan_ark(ark) if ark.is_file() else ()
+    return [entry for entry, _ in itertools.takewhile(lambda pair: pair[0].utt == pair[1], zip(entries, utts))]
+
+
+def merge_shards(args) -> int:
+    """feats.scp and utt2num_frames over all jobs, in the data directory's order. UserError if a job has not finished."""
+    scp, frames = [], []
+    for job in range(1, args.nj + 1):
+        ark, utts = args.out / f"feats.{job}.ark", [utterance.utt for utterance in shard(args, job)]
+        entries = whole_records(ark, utts)
+        if len(entries) < len(utts):
+            raise UserError(f"{ark}: {len(entries)} of {len(utts)} utterances; run stage 1 again, it goes on where it was")
+        scp += [f"{entry.utt} {ark}:{entry.offset}\n" for entry in entries]
+        frames += [f"{entry.utt} {entry.rows}\n" for entry in entries]
+    for name, lines in (("utt2num_frames", frames), ("feats.scp", scp)):
+        with atomic_write(args.out / name) as stream:
+            stream.writelines(lines)
+    return len(scp)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,89 @@
+"""Stage 4: trains the adapter; killed and started again, it goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steermoe.bin.cli import Parser, parse_with_config, run
+from steermoe.config import Config, config_from_dict
+from steermoe.errors import UserError
+from steermoe.files import write_json
+from steermoe.stamp import Stamp
+
+MAY_CHANGE = ("decode_conf", "train_conf.max_steps", "train_conf.patience", "train_conf.save_steps")
+
+
+def main(argv=None) -> None:
+    parser = Parser(prog="steermoe train", description=__doc__)
+    parser.add_argument("--config", type=Path, help="training configuration")
+    parser.add_argument("--train", type=Path, required=True, help="data.jsonl to train on")
+    parser.add_argument("--dev", type=Path, required=True, help="data.jsonl to validate on")
+    parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
+    parser.add_argument("--ngpu", type=int, default=0, help="GPUs: 0 or 1")
+    args, config = parse_with_config(parser, argv)
+    adapter = args.exp / "checkpoints" / "best.safetensors"
+    relevant = {key: value for key, value in config.to_dict().items() if key != "decode_conf"}
+    done = Stamp(args.exp / ".train.done", relevant, [args.train, args.dev])
+    if done.fresh([adapter]):
+        print(f"{adapter}: up to date")
+        return
+    claim(args.exp, config, Stamp(args.exp / ".train.begun", {}, [args.train, args.dev]))
+    train(args, config)
+    done.write()
+    print(adapter)
+
+
+def claim(exp: Path, config: Config, data: Stamp) -> None:
+    """Writes config.yaml, or checks that an interrupted training here was of this configuration and this data."""
+    if (exp / "checkpoints" / "resume.pt").is_file():
+        import yaml
+
+        before = config_from_dict(yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8")), str(exp / "config.yaml"))
+        if changed := differences(before.to_dict(), config.to_dict()):
+            raise UserError(
+                f"{exp}: holds a training of another configuration ({'; '.join(changed)}); give this one a name of its own with "
+                f"--tag NAME, or remove {exp}"
+            )
+        if not data.fresh():
+            raise UserError(f"{exp}: holds a training on other data; give this one a name of its own with --tag NAME, or remove {exp}")
+    config.save(exp / "config.yaml")
+    data.write()
+
+
+def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """Keys of which training depends and whose values differ, as text."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        path, old, new = prefix + key, before.get(key), now.get(key)
+        if path in MAY_CHANGE or old == new:
+            continue
+        both = isinstance(old, dict) and isinstance(new, dict)
+        found += differences(old, new, path + ".") if both else [f"{path} was {old}, is {new}"]
+    return found
+
+
+def train(args, config: Config) -> None:
+    import torch
+
+    from steermoe.data.dataset import AudioTextDataset
+    from steermoe.environment import describe
+    from steermoe.model import SteerMoE
+    from steermoe.train.plots import plot_curves
+    from steermoe.train.trainer import Trainer
+
+    if args.ngpu > 0 and not torch.cuda.is_available():
+        raise UserError(f"--ngpu {args.ngpu}: no GPU that torch can use on this machine; --ngpu 0 trains on the CPU")
+    if config.train_conf.num_threads:
+        torch.set_num_threads(config.train_conf.num_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(config.train_conf.seed)
+    environment = describe()
+    write_json(args.exp / "environment.json", environment)
+    model = SteerMoE.from_config(config, "cuda" if args.ngpu else "cpu")
+    trainer = Trainer(model, config, AudioTextDataset(args.train), AudioTextDataset(args.dev), args.exp, environment)
+    trainer.run()
+    plot_curves(trainer.log_path, args.exp / "plots")
+
+
+if __name__ == "__main__":
+    run(main)

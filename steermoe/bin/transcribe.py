@@ -1,0 +1,49 @@
+"""Transcribes audio files: one line `FILE<TAB>text` each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steermoe.bin.cli import Parser, run
+from steermoe.bin.decode import add_model_options, decode_conf, device
+
+
+def main(argv=None) -> None:
+    parser = Parser(prog="steermoe transcribe", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="experiment folder, package or adapter file")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="any format, sampling rate and channels that soundfile reads; at most 30 s")
+    parser.add_argument("--prompt", help="what the LLM is asked; default: what the adapter was trained with")
+    add_model_options(parser)
+    parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.beam 4"
+    args, overrides = parser.parse_known_args(argv)
+    import torch
+
+    from steermoe.checkpoint import load_model
+    from steermoe.data.audio import load_audio
+    from steermoe.data.collator import Collator
+    from steermoe.data.dataset import Example
+    from steermoe.data.features import SAMPLE_RATE
+    from steermoe.data.sampler import sorted_batches
+    from steermoe.decode.decoder import decode_batch
+    from steermoe.registry import resolve
+
+    waves = [torch.from_numpy(load_audio(name)) for name in args.files]  # bad files are named before the models are loaded
+    model, config = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+    conf = decode_conf(config, args.model, overrides)
+    frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
+    examples = [Example(name, frontend(wave), "", None) for name, wave in zip(args.files, waves)]
+    collator = Collator(model.llm, args.prompt or config.data_conf.prompt, answers=False)
+    texts: dict[int, str] = {}
+    printed = 0
+    for indices in sorted_batches([len(example.feats_fm) for example in examples], conf.batch_frames, conf.max_batch):
+        batch = collator([examples[i] for i in indices]).to(device(args.ngpu))
+        seconds = [len(waves[i]) / SAMPLE_RATE for i in indices]
+        for index, hypothesis in zip(indices, decode_batch(model, batch, seconds, conf)):
+            texts[index] = " ".join(model.llm.decode(hypothesis.tokens).split())
+        while printed in texts:  # in the order of the command line, as soon as they are there
+            print(f"{args.files[printed]}\t{texts[printed]}", flush=True)
+            printed += 1
+
+
+if __name__ == "__main__":
+    run(main)
