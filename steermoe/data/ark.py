@@ -42,8 +42,8 @@ class ArkWriter:
     """Writes `utt matrix` records to an ark. Use as a context manager, or call `close`.
 
     path: the ark. compression_method: 0 (float32), 2, 3 (default: two bytes, about 1e-5 of the range), 5.
-    resume_at: None starts a new file; a number keeps the first `resume_at` bytes (an `ArkEntry.end`, see `scan_ark`), drops the
-    rest and goes on there, so that an interrupted and resumed run leaves the same bytes as an uninterrupted one.
+    resume_at: None starts a new file; a number keeps the first `resume_at` bytes (an `ArkEntry.end`, see `scan_ark`),
+    drops the rest and goes on there, so that an interrupted and resumed run leaves the same bytes as an uninterrupted one.
     """
 
     def __init__(self, path: str | Path, compression_method: int = 3, resume_at: int | None = None):
@@ -65,8 +65,8 @@ class ArkWriter:
     def write(self, utt: str, matrix: np.ndarray) -> int:
         """Appends one matrix and returns its offset: the scp line is `utt path:offset`.
 
-        matrix: (T, F) float32 (other floats are converted), T > 0 and F > 0. UserError for a matrix that is empty, or, compressed, has
-        NaN or infinity: the range is shared, so one such value would make every value of the utterance wrong.
+        matrix: (T, F) float32 (other floats are converted), not empty. UserError for an empty one and, compressed, one that
+        has NaN or infinity: the range is shared, so one such value would make every value of the utterance wrong.
         """
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
         if not utt or re.search(r"\s", utt):
@@ -119,14 +119,16 @@ def _read_header(stream: IO[bytes], where: str, size: int) -> tuple[str, int, in
     if head[:2] == b"\0B" and kind in ("FV", "DV") or head[:3] == b"\0B\4":
         raise UserError(f"{where}: holds a vector, not a matrix of features; {FIX}")
     if head[:2] != b"\0B" or kind not in BYTES_PER_VALUE:
-        raise UserError(f"{where}: no Kaldi matrix begins here (found {head[:8]!r}): the offset or the ark is damaged; {FIX}")
+        raise UserError(f"{where}: no Kaldi matrix begins here (found {head[:8]!r}): offset or ark damaged; {FIX}")
     position = 3 + len(kind)
     compressed = kind.startswith("CM")
     length = position + (16 if compressed else 10)
     if len(head) < length:
         raise UserError(f"{where}: the ark ends inside a matrix (truncated); {FIX}")
     if compressed:  # float minimum, float range, int32 rows, int32 cols
-        rows, cols = struct.unpack_from("<8xii", head, position)
+        minimum, extent, rows, cols = struct.unpack_from("<ffii", head, position)
+        if not (np.isfinite(minimum) and np.isfinite(extent)):
+            raise UserError(f"{where}: the range of the compressed matrix is no number: the ark is damaged; {FIX}")
         columns = 8 * cols if kind == "CM" else 0
     else:  # \4 int32 rows \4 int32 cols
         rows, cols = struct.unpack_from("<xixi", head, position)
@@ -135,7 +137,7 @@ def _read_header(stream: IO[bytes], where: str, size: int) -> tuple[str, int, in
         raise UserError(f"{where}: impossible matrix size {rows} x {cols}: the ark is damaged; {FIX}")
     end = start + length + columns + rows * cols * BYTES_PER_VALUE[kind]
     if end > size:
-        raise UserError(f"{where}: a matrix of {rows} x {cols} should end at byte {end} but the ark has {size} (truncated); {FIX}")
+        raise UserError(f"{where}: the ark has {size} bytes but its {rows} x {cols} matrix ends at {end} (truncated); {FIX}")
     stream.seek(start + length)
     return kind, rows, cols, end
 
@@ -153,7 +155,7 @@ def _read_text(stream: IO[bytes], where: str) -> np.ndarray:
     try:
         matrix = np.array(rows, dtype=np.float32) if rows else np.zeros((0, 0), dtype=np.float32)
     except ValueError:
-        raise UserError(f"{where}: the text matrix has rows of different length, or something that is no number; {FIX}") from None
+        raise UserError(f"{where}: the text matrix has rows of different length, or no numbers; {FIX}") from None
     return matrix
 
 
@@ -161,7 +163,7 @@ def split_rxfilename(rxfilename: str) -> tuple[str, int, str | None]:
     """`file[:offset][[rows[,columns]]]` -> (file, offset or 0, range or None). UserError for a pipe."""
     rxfilename = rxfilename.strip()
     if rxfilename.endswith("|") or rxfilename.startswith("|") or rxfilename == "-":
-        raise UserError(f"{rxfilename}: a command instead of an archive is not run; write the features to an ark first (copy-feats)")
+        raise UserError(f"{rxfilename}: a command instead of an archive is not run; write the features to an ark (copy-feats)")
     span = None
     if match := re.fullmatch(r"(.*)\[([\d:,\s]*)\]", rxfilename, re.DOTALL):
         rxfilename, span = match.groups()
@@ -177,12 +179,12 @@ def _slice(span: str, count: int, tolerance: int, where: str) -> slice:
     numbers = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", span)
     first, last = map(int, numbers.groups()) if numbers else (1, 0)
     if not first <= last < count + tolerance or first >= count:
-        raise UserError(f"{where}: the range [{span}] does not fit a matrix of {count}; correct the scp (the last one is included)")
+        raise UserError(f"{where}: the range [{span}] does not fit a matrix of {count}; correct the scp (the last is included)")
     return slice(first, min(last + 1, count))
 
 
 def read_matrix(rxfilename: str) -> np.ndarray:
-    """One matrix. rxfilename: what feats.scp holds, `file:offset` or `file:offset[first:last]` or `[rows,columns]` (both ends included).
+    """One matrix. rxfilename: what feats.scp holds, `file:offset`, `file:offset[first:last]` or `[rows,columns]`, last included.
 
     Returns (T, F) float32, writable, also for double, text and compressed matrices. NaN is returned as it is found.
     UserError names the file and the offset: missing, damaged or truncated ark, a vector, a pickle, a pipe, a range outside.

@@ -104,7 +104,7 @@ def _file_size(name: str) -> int:
         size = os.stat(name).st_size
     except OSError as error:
         raise UserError(f"{name}: no such audio file ({error.strerror}); correct its line in wav.scp (paths are relative to the "
-                        "current directory), or run utils/fix_data_dir.sh after removing that line") from None
+                        "current directory), or remove that line and run utils/fix_data_dir.sh") from None
     if os.path.isdir(name):
         raise UserError(f"{name}: is a folder, not an audio file; correct its line in wav.scp")
     if size == 0:
@@ -149,7 +149,7 @@ def _open(name: str, allow_pipes: bool) -> Iterator[soundfile.SoundFile]:
 
 
 def _check_log(audio: soundfile.SoundFile, name: str) -> None:
-    """UserError for a cut file of the rarer formats without compression: libsndfile only notes it (`Size : 100 (should be 50)`)."""
+    """UserError for a cut file of the rarer formats without compression: libsndfile notes `Size : 100 (should be 50)`."""
     if audio.format in ("AIFF", "AU", "CAF", "RF64", "SVX", "W64"):
         for promised, found in re.findall(r": (\d+) \(should be (\d+)\)", audio.extra_info):
             if int(found) < int(promised) < STREAMED_FROM:
@@ -219,7 +219,7 @@ def _find_wav_data(stream: IO[bytes], name: str, size: int) -> tuple[int, int] |
         if chunk[:4] == b"data":
             return position, length
         position += length + length % 2
-    raise UserError(f"{name}: truncated: the file ends before its samples begin; fetch or write it again, or remove the utterance")
+    raise UserError(f"{name}: truncated before its samples begin; fetch or write it again, or remove the utterance")
 
 
 def _check_complete(stream: IO[bytes], name: str, size: int) -> None:
