@@ -1,0 +1,52 @@
+"""Score hypotheses against references: sclite's report, WER or CER with a confidence interval.
+
+The last line printed is `WER 5.21 [4.80, 5.66] N=1234 C=… S=… D=… I=…` (CER for characters): the rate in percent, its 95 %
+bootstrap interval by utterance, and the counts of reference units, correct, substituted, deleted and inserted ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from steermoe.bin.cli import Parser, boolean, run
+from steermoe.files import read_json
+from steermoe.score import score
+from steermoe.stamp import Stamp
+from steermoe.text.normalizers import NAMES, UNITS
+
+
+def main(argv=None) -> None:
+    parser = Parser(prog="score", description=__doc__.split("\n")[0])
+    parser.add_argument("--ref", required=True, help="reference trn file: words (speaker-utterance)")
+    parser.add_argument("--hyp", required=True, help="hypothesis trn file with the same ids")
+    parser.add_argument("--unit", choices=UNITS, default="word", help="score words (WER) or characters (CER)")
+    parser.add_argument("--normalizer", choices=NAMES, default="none", help="applied to both sides before scoring")
+    parser.add_argument("--out", required=True, help="folder for result.txt, summary.json and the raw and normalised trn files")
+    parser.add_argument("--title", default=None, help="system name in the report; default: the hypothesis file")
+    parser.add_argument("--case-sensitive", type=boolean, default=False, help="tell upper from lower case (sclite -s)")
+    args = parser.parse_args(argv)
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    out = Path(args.out)
+    stamp = Stamp(out / ".score.json", settings, [args.ref, args.hyp])
+    outputs = [out / name for name in ("result.txt", "summary.json")]
+    if stamp.fresh(outputs):
+        print(f"{out / 'result.txt'} up to date", file=sys.stderr)
+        print(read_json(out / "summary.json")["line"])
+        return
+    summary = score(
+        args.ref,
+        args.hyp,
+        args.unit,
+        args.normalizer,
+        out,
+        title=args.title,
+        case_sensitive=args.case_sensitive,
+    )
+    stamp.write()
+    print(f"{out / 'result.txt'} written", file=sys.stderr)
+    print(summary.line())
+
+
+if __name__ == "__main__":
+    run(main)

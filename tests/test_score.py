@@ -1,0 +1,120 @@
+"""score: trn files, counts, the fixed last line, the report and its errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steermoe.errors import UserError
+from steermoe.score import read_trn, score, write_trn
+from steermoe.score.align import align
+
+ROOT = Path(__file__).parents[1]
+REF = {"spka-1": "the quick brown Fox", "spka-2": "hello world", "spkb-1": "a b c d e", "spkb-2": ""}
+HYP = {"spka-1": "the quick brown dog", "spka-2": "hello", "spkb-1": "a x b d e e f", "spkb-2": "oops"}
+
+
+def test_counts_by_hand():
+    summary = score(REF, HYP)
+    assert (summary.c, summary.s, summary.d, summary.i) == (8, 1, 2, 4)
+    assert summary.n == 11 and summary.sentences == 4 and summary.sentence_errors == 4
+    assert summary.rate == pytest.approx(100 * 7 / 11)
+    assert summary.low <= summary.rate <= summary.high
+
+
+def test_fixed_line():
+    line = score({"a-1": "a b c d"}, {"a-1": "a b x d"}).line()
+    assert line == "WER 25.00 [25.00, 25.00] N=4 C=3 S=1 D=0 I=0"
+    assert score({"a-1": "你好"}, {"a-1": "你 好"}, unit="char").line() == "CER 0.00 [0.00, 0.00] N=2 C=2 S=0 D=0 I=0"
+
+
+def test_no_reference_words():
+    assert score({"a-1": ""}, {"a-1": ""}).rate == 0
+    assert score({"a-1": ""}, {"a-1": "x"}).rate == float("inf")
+
+
+@pytest.mark.parametrize(
+    "ref, hyp, steps",
+    [
+        ("a b c", "a b c", b"CCC"),
+        ("", "", b""),
+        ("", "a b", b"II"),
+        ("a b", "", b"DD"),
+        ("a", "a a", b"IC"),  # walking back from the end takes the last equal word
+        ("a a", "a", b"DC"),
+        ("a b", "c", b"DS"),
+        ("a b c d", "b c d e", b"DCCCI"),  # two gaps (6) are cheaper than four substitutions
+        ("a b", "b c", b"DCI"),
+    ],
+)
+def test_alignment_by_hand(ref, hyp, steps):
+    assert align([ref.split()], [hyp.split()]) == [steps]
+
+
+def test_alone_and_in_any_batch():
+    pairs = [("a b c d e f", "a c d x f g"), ("x", "y z"), ("q " * 300, "r q " * 140), ("", "k")]
+    refs, hyps = [r.split() for r, _ in pairs], [h.split() for _, h in pairs]
+    assert align(refs, hyps) == [align([r], [h])[0] for r, h in zip(refs, hyps)]
+
+
+def test_report_files(tmp_path):
+    write_trn(tmp_path / "ref.trn", {"u1": "Hello, World!", "u2": "colour"}, {"u1": "s-1", "u2": "s-1"})
+    write_trn(tmp_path / "hyp.trn", {"u1": "hello world", "u2": "color"}, {"u1": "s-1", "u2": "s-1"})
+    assert (tmp_path / "ref.trn").read_text() == "Hello, World! (s_1-u1)\ncolour (s_1-u2)\n"
+    assert read_trn(tmp_path / "ref.trn") == {"s_1-u1": "Hello, World!", "s_1-u2": "colour"}
+    summary = score(tmp_path / "ref.trn", tmp_path / "hyp.trn", "word", "english", tmp_path / "out")
+    assert summary.rate == 0
+    text = (tmp_path / "out" / "result.txt").read_text()
+    assert "Normalizer         english" in text
+    assert "| s_1    |    2      3 |100.0    0.0    0.0    0.0    0.0    0.0 |" in text
+    assert (tmp_path / "out" / "ref.raw.trn").read_bytes() == (tmp_path / "ref.trn").read_bytes()
+    assert read_trn(tmp_path / "out" / "ref.norm.trn") == {"s_1-u1": "hello world", "s_1-u2": "color"}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["line"] == summary.line()
+
+
+@pytest.mark.parametrize(
+    "ref, hyp, message",
+    [
+        ("a (s-1)\n", "", r"hyp.trn: no line for \(s-1\)"),
+        ("a (s-1)\n", "a (s-1)\nb (s-2)\n", r"ref.trn: no line for \(s-2\)"),
+        ("a (s-1)\nb (s-1)\n", "a (s-1)\n", r"ref.trn:2: the id \(s-1\) comes twice"),
+        ("a s-1\n", "a (s-1)\n", r"ref.trn:1: not a trn line"),
+        ("a (s-1\n", "a (s-1)\n", r"ref.trn:1: not a trn line"),
+        ("a (s-1) b\n", "a (s-1)\n", r"ref.trn:1: not a trn line"),
+        ("a ()\n", "a (s-1)\n", r"ref.trn:1: not a trn line"),
+        (b"a (s-1)\n\xe9 (s-2)\n", "a (s-1)\n", r"ref.trn:2: not UTF-8"),
+    ],
+)
+def test_bad_input_names_file_line_and_fix(tmp_path, ref, hyp, message):
+    for name, text in (("ref.trn", ref), ("hyp.trn", hyp)):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        score(tmp_path / "ref.trn", tmp_path / "hyp.trn", out_dir=tmp_path / "out")
+    assert not (tmp_path / "out" / "result.txt").exists()
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        score(tmp_path / "nothing.trn", {}, out_dir=None)
+
+
+def test_verb_prints_the_line_last_and_again_when_up_to_date(tmp_path):
+    write_trn(tmp_path / "ref.trn", REF)
+    write_trn(tmp_path / "hyp.trn", HYP)
+    command = [sys.executable, "-m", "steermoe.bin.score", "--ref", tmp_path / "ref.trn", "--hyp", tmp_path / "hyp.trn"]
+    command += ["--unit", "word", "--normalizer", "none", "--out", tmp_path / "out"]
+    first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(2))
+    line = score(REF, HYP).line()
+    assert first.stdout.splitlines()[-1] == line and second.stdout.splitlines()[-1] == line
+    assert "up to date" in second.stderr
+    failed = subprocess.run([*command, "--normalizer", "englsh"], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode != 0 and "english" in failed.stderr
+
+
+def test_importing_the_scorer_imports_no_torch():
+    code = "import sys, steermoe.bin.score; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
