@@ -99,7 +99,7 @@ def load_checkpoint(path: str | Path, part: str = "all") -> WhisperCheckpoint:
     """
     if part not in ("all", "encoder"):
         raise ValueError(f"part must be 'all' or 'encoder', not {part!r}")
-    source = _open(Path(path))
+    source = open_checkpoint(path)
     dims = _dims(source, part)
     _check_sizes(source, dims)
     wanted = [name for name in _expected(dims) if part == "all" or name.startswith(ENCODER)]
@@ -109,8 +109,9 @@ def load_checkpoint(path: str | Path, part: str = "all") -> WhisperCheckpoint:
     return WhisperCheckpoint(dims, tensors, source.layout, source.files)
 
 
-def _open(path: Path) -> Source:
-    """Picks the layout by the files that are there."""
+def open_checkpoint(path: str | Path) -> Source:
+    """Picks the layout by the files that are there; no tensor is read yet. UserError if there is no checkpoint, or it is damaged."""
+    path = Path(path)
     if path.is_file():
         if path.suffix == ".pt":
             return _open_openai(path)
