@@ -53,14 +53,14 @@ def iter_lines(path: str | Path) -> Iterator[tuple[int, str, str]]:
             fields = raw.split(None, 1)
             if not fields:
                 raise UserError(f"{path}:{number}: blank line; remove it: {fix_hint(path)}")
-            line = check_utf8(path, number, raw)
-            if number == 1 and line.startswith("\ufeff"):
-                raise UserError(f"{path}:1: begins with a byte-order mark; remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}")
-            if line.isascii():
-                fields = line.split(None, 1)
-                yield number, fields[0], fields[1].rstrip() if len(fields) == 2 else ""
-            else:
-                yield number, fields[0].decode(), fields[1].rstrip().decode() if len(fields) == 2 else ""
+            if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
+                raise UserError(f"{path}:1: begins with a byte-order mark; remove it: {fix_hint(path)}")
+            try:
+                key, value = fields[0].decode(), fields[1].rstrip().decode() if len(fields) == 2 else ""
+            except UnicodeDecodeError:
+                check_utf8(path, number, raw)
+                raise
+            yield number, key, value
 
 
 def fix_hint(path: str | Path) -> str:

@@ -10,7 +10,7 @@ import filecmp
 import os
 import shutil
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Iterator
 
 from steermoe.data.kaldi_files import ALL_FILES, RECO_FILES, SPK_FILES, check_utf8, existing, spk2utt_of
 from steermoe.data.kaldi_validate import parse_segment
@@ -59,24 +59,32 @@ class _Fix:
             shutil.rmtree(self.staging, ignore_errors=True)
         return self.messages
 
-    def lines(self, name: str) -> Iterable[tuple[int, str, str]]:
-        """(line number, key, value), the value's own blanks untouched; forgiving, for these are the files to be mended."""
+    def lines(self, name: str) -> Iterator[tuple[int, str, str, bool]]:
+        """(line number, key, value, whether the line is written as it should be); forgiving, for these are the files to mend."""
         with open(self.path / name, "rb") as stream:
             for number, raw in enumerate(stream, 1):
-                raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                check_utf8(self.path / name, number, raw)
-                fields = raw.split(None, 1)
-                if fields:
-                    yield number, fields[0].decode(), fields[1].rstrip().decode() if len(fields) == 2 else ""
+                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                fields = line.split(None, 1)
+                key, value = fields[0] if fields else b"", fields[1].rstrip() if len(fields) == 2 else b""
+                good = raw == (key + b" " + value + b"\n" if value else key + b"\n")
+                try:
+                    yield number, key.decode(), value.decode(), good
+                except UnicodeDecodeError:
+                    check_utf8(self.path / name, number, raw)
+                    raise
 
     def keys(self, name: str) -> set[str]:
-        return {key for _, key, _ in self.lines(name)}
+        return {key for _, key, _, _ in self.lines(name)}
 
     def decide(self, spk_sort: bool) -> tuple[dict[str, str], set[str] | None, set[str]]:
         """({utterance: speaker} that stay, recordings or None without segments, speakers)."""
         utt2spk: dict[str, str] = {}
-        for _, utt, spk in self.lines("utt2spk"):
-            utt2spk.setdefault(utt, spk)
+        speakers: dict[str, str] = {}  # one string a speaker
+        for number, utt, spk, _ in self.lines("utt2spk"):
+            if utt and len(spk.split()) != 1:
+                raise UserError(f"{self.path / 'utt2spk'}:{number}: {spk!r} is not one speaker; write `utterance speaker`")
+            if utt:
+                utt2spk.setdefault(utt, speakers.setdefault(spk, spk))
         kept = set(utt2spk)
         for name in ("cmvn.scp", "spk2gender"):
             if name in self.names:
@@ -88,7 +96,9 @@ class _Fix:
             if "wav.scp" not in self.names:
                 raise UserError(f"{self.path / 'segments'}: exists but {self.path / 'wav.scp'} does not; write wav.scp")
             known = self.keys("wav.scp")
-            for number, utt, value in self.lines("segments"):
+            for number, utt, value, _ in self.lines("segments"):
+                if not utt:
+                    continue
                 reco = parse_segment(value, f"{self.path / 'segments'}:{number}")[0]
                 if reco in known:
                     recording_of.setdefault(utt, reco)
@@ -116,47 +126,57 @@ class _Fix:
         for utt, spk in utt2spk.items():
             if (spk, utt) < previous:
                 raise UserError(
-                    f"{self.path / 'utt2spk'}: sorted by utterance it is not sorted by speaker ({utt!r} of {spk!r} comes after "
-                    f"{previous[1]!r} of {previous[0]!r}); make each speaker-id the prefix of its utterance-ids, "
+                    f"{self.path / 'utt2spk'}: sorted by utterance it is not by speaker: {utt!r} of {spk!r} comes after "
+                    f"{previous[1]!r} of {previous[0]!r}; make each speaker-id the prefix of its utterance-ids, "
                     "or give --no-spk-sort"
                 )
             previous = (spk, utt)
 
     def stage(self, name: str, keep: Callable[[str], bool]) -> None:
-        """Writes the mended file beside the old one, in memory only if it has to be sorted."""
-        previous, in_order, dropped, doubled = "", True, 0, ""
-        with atomic_write(self.staging / name) as stream:
-            for number, key, value in self.lines(name):
-                if key <= previous:
-                    in_order = False
-                    break
-                previous = key
-                if keep(key):
-                    stream.write(f"{key} {value}\n" if value else f"{key}\n")
-                else:
-                    dropped += 1
+        """Writes the mended file beside the old one, if anything is wrong with that; held in memory only if it must be sorted."""
+        previous, in_order, good, dropped = "", True, True, 0
+        for _, key, _, written_well in self.lines(name):
+            if key and key <= previous:
+                in_order = False
+                break
+            previous = key or previous
+            if key and not keep(key):
+                dropped += 1
+            good = good and written_well and not dropped
         if not in_order:
-            first: dict[str, tuple[int, str]] = {}
-            total = 0
-            for number, key, value in self.lines(name):
-                total += 1
-                if key not in first:
-                    first[key] = (number, value)
-                elif first[key][1] != value and not doubled:
-                    doubled = f"; {key!r} had two values, line {first[key][0]} stays and line {number} is dropped"
-            kept = sorted(key for key in first if keep(key))
-            dropped = len(first) - len(kept)
-            repeats = f", {total - len(first)} repeated lines dropped" if total > len(first) else ""
-            self.messages.append(f"{self.path / name}: not in sorted order or not unique, sorting it{repeats}{doubled}")
+            self.stage_sorted(name, keep)
+        elif not good:
             with atomic_write(self.staging / name) as stream:
-                stream.writelines(f"{key} {first[key][1]}".rstrip() + "\n" for key in kept)
+                for _, key, value, _ in self.lines(name):
+                    if key and keep(key):
+                        stream.write(f"{key} {value}\n" if value else f"{key}\n")
+            self.report(name, dropped)
+
+    def stage_sorted(self, name: str, keep: Callable[[str], bool]) -> None:
+        first: dict[str, tuple[int, str]] = {}
+        total, doubled = 0, ""
+        for number, key, value, _ in self.lines(name):
+            if not key:
+                continue
+            total += 1
+            if key not in first:
+                first[key] = (number, value)
+            elif first[key][1] != value and not doubled:
+                doubled = f"; {key!r} had two values, line {first[key][0]} stays and line {number} is dropped"
+        kept = sorted(key for key in first if keep(key))
+        repeats = f", {total - len(first)} repeated lines dropped" if total > len(first) else ""
+        self.messages.append(f"{self.path / name}: not in sorted order or not unique, sorting it{repeats}{doubled}")
+        with atomic_write(self.staging / name) as stream:
+            stream.writelines(f"{key} {first[key][1]}".rstrip() + "\n" for key in kept)
+        self.report(name, len(first) - len(kept))
+
+    def report(self, name: str, dropped: int) -> None:
         if dropped:
             self.messages.append(f"{self.path / name}: dropped {dropped} lines that are not in the other files")
 
     def replace(self) -> None:
         """Backs up and replaces. The order of the steps makes an interruption harmless at any point."""
-        staged = [*dict.fromkeys((*self.names, "spk2utt"))]
-        changed = [name for name in staged if not _same(self.staging / name, self.path / name)]
+        changed = [file.name for file in sorted(self.staging.iterdir()) if not _same(file, self.path / file.name)]
         marker = self.backup / UNFINISHED
         if not changed:
             marker.unlink(missing_ok=True)

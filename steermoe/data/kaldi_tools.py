@@ -145,11 +145,11 @@ def balanced_cuts(weights: Sequence[float], parts: int) -> list[int]:
 
 
 def split(path: str | Path, nj: int, by: str = "duration", per_spk: bool = True) -> list[Path]:
-    """Splits a directory into nj parts; returns their folders, `path/split{nj}/1` … or, per utterance, `path/split{nj}utt/1` ….
+    """Splits a directory into nj parts; returns their folders, `path/split{nj}/1` … (per utterance: `path/split{nj}utt/1` …).
 
     The parts are contiguous in C-locale order and balanced. by: "duration" (of utt2dur, utt2num_frames or segments, where one
     is there; else as "count"), or "count" of utterances. per_spk: a speaker is never cut in two, so nj may not exceed the speakers.
-    Nothing is done when the parts are there and the directory has not changed since.
+    Nothing is done where the parts are there and the directory has not changed since.
     """
     path = Path(path)
     if nj < 1:
@@ -161,8 +161,7 @@ def split(path: str | Path, nj: int, by: str = "duration", per_spk: bool = True)
     parts = [root / str(part) for part in range(1, nj + 1)]
     present = existing(path)
     stamp = Stamp(root / ".stamp", {"by": by, "per_spk": per_spk, "parts": nj}, [path / name for name in present])
-    wanted = [name for name in present if name not in RECO_FILES]
-    if stamp.fresh(part / name for part in parts for name in wanted):
+    if stamp.fresh(part / name for part in parts for name in present):
         return parts
     has_lengths = existing(path, ("utt2dur", "utt2num_frames", "segments"))
     lengths = _lengths(path, utt2spk) if by == "duration" and has_lengths else None
@@ -229,7 +228,8 @@ def combine(paths: Sequence[str | Path], out: str | Path, extra_files: Iterable[
         _utt2spk(source)
     messages, joined = [], ["spk2utt"]
     segmented = any((source / "segments").is_file() for source in sources)
-    for name in [name for name in dict.fromkeys((*ALL_FILES, *extra_files, "utt2spk")) if name != "spk2utt"]:
+    names = [name for name in dict.fromkeys((*ALL_FILES, *extra_files)) if name not in ("utt2spk", "spk2utt")]
+    for name in [*names, "utt2spk"]:
         has = [(source / name).is_file() for source in sources]
         if not any(has):
             continue
@@ -266,11 +266,14 @@ def _generated(source: Path, name: str) -> list[tuple[int, str, str]]:
 def _merged(
     files: list[Path], streams: list[Iterable[tuple[int, str, str]]], keep_first: bool, recordings: bool, messages: list[str]
 ) -> list[tuple[str, str]]:
-    """Sorted streams -> one. A line that comes twice is one line; a key with two values is an error, or (keep_first) a message."""
-    tagged = [((key, which, number, value) for number, key, value in stream) for which, stream in enumerate(streams)]
+    """Sorted streams -> one. A repeated line is one line; a key with two values is an error, or (keep_first) a message."""
+
+    def tagged(which: int, stream: Iterable[tuple[int, str, str]]) -> Iterable[tuple[str, int, int, str]]:
+        return ((key, which, number, value) for number, key, value in stream)
+
     lines: list[tuple[str, str]] = []
     last = (0, 0)
-    for key, which, number, value in heapq.merge(*tagged):
+    for key, which, number, value in heapq.merge(*itertools.starmap(tagged, enumerate(streams))):
         if not lines or lines[-1][0] != key:
             lines.append((key, value))
             last = (which, number)
