@@ -1,0 +1,361 @@
+# shellcheck shell=bash disable=SC2154 # `option` sets the variables of the options
+#
+# The one driver of all recipes: options, stages, and what is missing made first. egs/<corpus>/run.sh does
+#
+#   . ../../utils/pipeline.sh     # defines the options below, with their defaults
+#   test_sets="test other"        # sets what is the corpus's own
+#   pipeline "$@"
+#
+# and has local/download.sh DOWNLOADS and local/data_prep.py (or .sh) --corpus DIR --out data. A stage is a function below and
+# mostly one `python -m steermoe.bin.<verb>`; each verb knows when its output is finished, and does nothing then.
+
+set -eo pipefail # not -u: bash before 4.4 takes an empty array for an unset one
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+option_names=""
+declare -gA option_help stage_done
+overrides=()
+child="" current="" # the process that runs, the stage that runs
+
+option() { # NAME DEFAULT EXPLANATION
+  printf -v "$1" %s "$2"
+  option_names="$option_names $1"
+  option_help[$1]=$3
+}
+cores=$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)
+option stage -1 "first stage, by number or name"
+option stop_stage "" "last stage; if it is not given 5, or the first stage if that is later"
+option encoder whisper "takes conf/train_ENCODER.yaml, and names the experiment"
+option train_config "" "configuration of model and training, instead of conf/train_ENCODER.yaml"
+option decode_config "" "YAML file with keys of decode_conf, instead of those in the training configuration"
+option tag "" "appended to the experiment's name; if it is not given, the settings overridden below are"
+option encoder_model "" "frozen encoder: local folder, hub id or catalog name, instead of the configuration's"
+option llm "" "frozen LLM: local folder, hub id or catalog name, instead of the configuration's"
+option seed "" "random seed, instead of the configuration's"
+option corpus "" "folder where you have the corpus; nothing is downloaded then"
+option test_sets test "data sets to decode, as one word: 'test dev'"
+option own_score true "also decode and score with the frozen encoder's own decoder, where it has one"
+option lang en "language of the speech, for the encoder's own decoder"
+option nj "$((cores < 8 ? cores : 8))" "parallel jobs of stage 1"
+option ngpu 0 "GPUs for training and decoding; 0: the CPU"
+option cmd_backend local "where jobs run: local, or slurm (utils/cmd.sh)"
+option backfill true "make missing inputs of a stage by running the earlier stages; false: an error names them"
+option verbose false "print every command before it runs"
+
+about=""                    # one line for --help
+train_set=train dev_set=dev
+downloaded=downloads/corpus # the folder that local/download.sh leaves
+
+stage_names=(download data features text model train decode pack) # from stage -1
+stage_titles=("Data Download" "Data Preparation" "Feature Generation" "Text Preparation" "Model Preparation" "Training"
+  "Decoding and Scoring" "Packing")
+stage_leaves=("downloads/" "data/SET/{wav.scp,text,…}" "dump/FEATURES/SET/feats.scp" "dump/FEATURES/SET/data.jsonl"
+  "exp/NAME/model_info.txt" "exp/NAME/checkpoints" "exp/NAME/decode_SET_TAG/result.txt, RESULTS.md" "exp/NAME/package")
+
+say() { printf '%s\n' "$*" >&2; }
+die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# Runs a command so that a signal to this script reaches it at once.
+run() {
+  [ "$verbose" = false ] || say "+ $(printf '%q ' "$@")"
+  (trap - INT && exec "$@") < /dev/null &
+  child=$!
+  local status=0
+  wait "$child" || status=$?
+  child=""
+  return "$status"
+}
+# Here, or where --cmd-backend says: [OPTIONS] LOG COMMAND…
+here() { run bash "$root/utils/run_local.sh" "$@"; }
+submit() { run bash "$root/utils/cmd.sh" "$@"; }
+stop() {
+  trap "" INT TERM
+  [ -z "$child" ] || { kill -TERM "$child" && wait "$child"; } 2> /dev/null || true
+  exit "$1"
+}
+
+# need FILE STAGE: goes back to STAGE if FILE is missing.
+need() {
+  [ ! -e "$1" ] || return 0
+  local name=${stage_names[$2 + 1]}
+  if [ "$backfill" = false ]; then
+    die "$1 is missing; make it with: ./run.sh --stage $name --stop-stage $name (and the other options), or with --backfill true"
+  fi
+  say "$1 is missing: running stage $2 ($name) first"
+  run_stage "$2"
+  [ -e "$1" ] || die "$1 is missing, and stage $2 ($name) has not made it"
+}
+
+run_stage() {
+  [ -z "${stage_done[$1]}" ] || return 0
+  local begun=$SECONDS before=$current
+  current=$1
+  say "=== stage $1: ${stage_titles[$1 + 1]} (${stage_names[$1 + 1]}), $(date '+%F %T')"
+  "stage_${stage_names[$1 + 1]}"
+  say "=== stage $1 finished after $((SECONDS - begun)) s"
+  stage_done[$1]=true
+  current=$before
+}
+
+stage_download() {
+  if [ -n "$corpus" ]; then
+    say "the corpus is in $corpus, nothing to download"
+  else
+    here downloads/log/download.log bash local/download.sh downloads
+  fi
+}
+
+stage_data() {
+  local name prepare
+  need "$corpus_dir" -1
+  if [ -f local/data_prep.sh ]; then prepare=(bash local/data_prep.sh); else prepare=("$PYTHON" local/data_prep.py); fi
+  here data/.log/data_prep.log "${prepare[@]}" --corpus "$corpus_dir" --out data
+  for name in "${sets[@]}"; do
+    [ -d "data/$name" ] || die "data/$name is missing; the data sets of this corpus are: $(cd data && echo */)"
+    here data/.log/validate.log "$PYTHON" -m steermoe.bin.data_dir validate "data/$name"
+  done
+}
+
+stage_features() {
+  local name dump_verb
+  for name in "${sets[@]}"; do
+    need "data/$name/wav.scp" 0
+    dump_verb=("$PYTHON" -m steermoe.bin.dump "${config[@]}" --data "data/$name" --out "$dump/$name" --nj "$nj")
+    [ "$nj" -eq 1 ] || submit JOB="1:$nj" "$dump/$name/log/dump.JOB.log" "${dump_verb[@]}" --job JOB
+    here "$dump/$name/log/merge.log" "${dump_verb[@]}" --job 0
+  done
+}
+
+stage_text() {
+  local name
+  for name in "${sets[@]}"; do
+    need "data/$name/text" 0
+    need "$dump/$name/feats.scp" 1
+    here "$dump/$name/log/text.log" "$PYTHON" -m steermoe.bin.prepare_text "${config[@]}" --data "data/$name" \
+      --feats "$dump/$name" --out "$dump/$name/data.jsonl"
+  done
+}
+
+stage_model() {
+  write_repeat
+  here "$exp/log/model.log" "$PYTHON" -m steermoe.bin.prepare_model "${config[@]}" --exp "$exp"
+}
+
+stage_train() {
+  need "$dump/$train_set/data.jsonl" 2
+  need "$dump/$dev_set/data.jsonl" 2
+  need "$exp/model_info.txt" 3
+  submit --gpu "$ngpu" "$exp/log/train.log" "$PYTHON" -m steermoe.bin.train "${config[@]}" \
+    --train "$dump/$train_set/data.jsonl" --dev "$dump/$dev_set/data.jsonl" --exp "$exp" --ngpu "$ngpu"
+}
+
+stage_decode() {
+  local name out
+  need "$exp/.train.done" 4 # written when training has ended; a best checkpoint is there long before
+  for name in $test_sets; do
+    need "$dump/$name/data.jsonl" 2
+    out=$exp/decode_${name}_$decode_tag
+    submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.decode --exp "$exp" \
+      --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu" "${decode_overrides[@]}"
+    read_scoring "$out/decode.json"
+    score "$out"
+    if [ -n "$own_exp" ]; then
+      out=$own_exp/decode_$name
+      submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.whisper --model "$encoder_name" \
+        --data "$dump/$name/data.jsonl" --out "$out" --language "$lang" --ngpu "$ngpu"
+      score "$out"
+    fi
+  done
+  here "$exp/log/results.log" "$PYTHON" -m steermoe.bin.results --exp "$exp" ${own_exp:+--own "$own_exp"} --out "$exp/RESULTS.md"
+  summary
+}
+
+stage_pack() {
+  need "$exp/.train.done" 4
+  here "$exp/log/pack.log" "$PYTHON" -m steermoe.bin.pack --exp "$exp"
+}
+
+score() {
+  here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" --out "$1"
+}
+
+# What is scored and how is part of the decoding configuration.
+read_scoring() {
+  scoring=()
+  while IFS= read -r word; do scoring+=("$word"); done < <("$PYTHON" -c '
+import json, sys
+conf = json.load(open(sys.argv[1], encoding="utf-8"))["decode_conf"]
+print("--unit", conf["unit"], "--normalizer", conf["normalizer"], sep="\n")' "$1")
+  [ "${#scoring[@]}" -eq 4 ] || die "$1: no decode_conf in it; remove the file and run stage 5 again"
+}
+
+# exp/NAME/run.sh repeats the whole run with the options that made it.
+write_repeat() {
+  mkdir -p "$exp"
+  {
+    printf '#!/usr/bin/env bash\n# Repeats this experiment; made from git %s.\n' "$(git rev-parse --short HEAD 2> /dev/null || echo unknown)"
+    # shellcheck disable=SC2016 # for the script that is written
+    printf 'cd "$(dirname "${BASH_SOURCE[0]}")/../.." && exec ./%s %s"$@"\n' "${0##*/}" "${given:+$given }"
+  } > "$exp/.run.sh.tmp"
+  chmod +x "$exp/.run.sh.tmp"
+  mv "$exp/.run.sh.tmp" "$exp/run.sh"
+}
+
+# The tables' heads and Sum/Avg lines, ours and the encoder's own, and what to do next.
+summary() {
+  local name out above=$root
+  [[ $PWD/ != "$root/egs/"* ]] || above=../..
+  for name in $test_sets; do
+    for out in "$exp/decode_${name}_$decode_tag" ${own_exp:+"$own_exp/decode_$name"}; do
+      printf '\n%s\n' "$out/result.txt"
+      awk '/SPKR/ && !head++ || /Sum\/Avg/ && !sum++' "$out/result.txt"
+    done
+  done
+  printf '\n%s\n' "report: $exp/RESULTS.md" \
+    "your own recordings: PYTHONPATH=$above ${PYTHON/#"$root"/$above} -m steermoe.bin.transcribe --model $exp FILE.wav"
+}
+
+# Sets `number` from a stage's number or name.
+stage_number() { # OPTION VALUE
+  local index
+  for index in "${!stage_names[@]}"; do
+    number=$((index - 1))
+    if [ "$2" = "$number" ] || [ "$2" = "${stage_names[index]}" ]; then return; fi
+  done
+  local near
+  near=$(nearest "$2" "${stage_names[@]}")
+  die "$1 $2: stages are -1 to 6, or ${stage_names[*]}${near:+ (did you mean $near?)}"
+}
+
+# `--train-conf.max-steps 100 --decode-conf.beam 4` to max_steps100 and beam4, for folder names.
+as_tag() {
+  local tag=""
+  while [ $# -gt 0 ]; do
+    local key=${1##*.} value=${2%/}
+    [ "$key" != model ] || key=""
+    tag=${tag}_${key//-/_}${value##*/}
+    shift 2
+  done
+  printf '%s' "${tag//[^A-Za-z0-9_.+-]/}"
+}
+
+# Splits the overrides: decode_conf's are for decoding, all others change the model and are for every verb that reads the configuration.
+sort_overrides() {
+  local index
+  config_overrides=() decode_overrides=()
+  [ -z "$encoder_model" ] || config_overrides+=(--encoder-conf.model "$encoder_model")
+  [ -z "$llm" ] || config_overrides+=(--llm-conf.model "$llm")
+  [ -z "$seed" ] || config_overrides+=(--train-conf.seed "$seed")
+  if [ -n "$decode_config" ]; then
+    while IFS= read -r word; do decode_overrides+=("$word"); done < <("$PYTHON" -c '
+import sys, yaml
+for key, value in (yaml.safe_load(open(sys.argv[1], encoding="utf-8")) or {}).items():
+    print(f"--decode-conf.{key}", value, sep="\n")' "$decode_config")
+  fi
+  decode_tag=${decode_config##*/}
+  decode_tag=${decode_tag%.y*ml}
+  for ((index = 0; index < ${#overrides[@]}; index += 2)); do
+    case ${overrides[index]} in
+      --decode[-_]conf.*)
+        decode_overrides+=("${overrides[@]:index:2}")
+        decode_tag=$decode_tag$(as_tag "${overrides[@]:index:2}")
+        ;;
+      *) config_overrides+=("${overrides[@]:index:2}") ;;
+    esac
+  done
+  decode_tag=${decode_tag#_}
+  decode_tag=${decode_tag:-default}
+}
+
+# What the options mean for folders and verbs.
+set_up() {
+  local name models own_role
+  [[ $nj =~ ^[1-9][0-9]*$ ]] || die "--nj $nj: a whole number from 1 up"
+  [[ $ngpu =~ ^[0-9]+$ ]] || die "--ngpu $ngpu: a whole number; 0 is the CPU"
+  [ -f "$root/utils/run_$cmd_backend.sh" ] || die "--cmd-backend $cmd_backend: local or slurm"
+  [ -z "$corpus" ] || [ -d "$corpus" ] || die "--corpus $corpus: no such folder"
+  [ -z "$decode_config" ] || [ -f "$decode_config" ] || die "--decode-config $decode_config: no such file"
+  if [ -z "$train_config" ]; then
+    train_config=conf/train_$encoder.yaml
+    [ -f "$train_config" ] || die "--encoder $encoder: there is no $train_config, only $(echo conf/train_*.yaml)"
+  fi
+  [ -f "$train_config" ] || die "--train-config $train_config: no such file"
+
+  PYTHON=$(bash "$root/tools/setup.sh")
+  export PYTHON PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PIPELINE_PID=$$ CMD_BACKEND=$cmd_backend
+  sort_overrides
+  config=(--config "$train_config" "${config_overrides[@]}")
+  name=$(basename "${train_config%.*}")
+  exp=exp/${name#train_}
+  if [ -n "$tag" ]; then exp=${exp}_$tag; else exp=$exp$(as_tag "${config_overrides[@]}"); fi
+  corpus_dir=${corpus:-$downloaded}
+  sets=()
+  for name in "$train_set" "$dev_set" $test_sets; do
+    [[ " ${sets[*]} " == *" $name "* ]] || sets+=("$name")
+  done
+
+  [ "$last_stage" -ge 1 ] || return 0
+
+  # Models and settings first: where one cannot be had or another is wrong, that is known before any work is done.
+  models=$("$PYTHON" -m steermoe.bin.fetch "${config[@]}")
+  name=$("$PYTHON" -m steermoe.bin.dump "${config[@]}" "${decode_overrides[@]}" --print-name)
+  dump=dump/$name
+  encoder_name=${models%%$'\t'*}
+  own_role=$(awk '/^encoder:/ { print $2 }' "$train_config")
+  own_exp=""
+  if [ "$own_score" = true ] && [ "${own_role:-whisper}" = whisper ]; then
+    own_exp=exp/$(basename "$encoder_name")
+  fi
+}
+
+# The options as they were given, without those that say which stages run: for exp/NAME/run.sh.
+as_given() {
+  while [ $# -gt 0 ]; do
+    [[ ${1//_/-} =~ ^--(stage|stop-stage|backfill|verbose)$ ]] || printf '%q %q ' "$1" "$2"
+    shift
+    shift || true
+  done
+}
+
+stage_table() {
+  local index
+  for index in "${!stage_names[@]}"; do
+    printf '  %2d  %-9s %-21s %s\n' "$((index - 1))" "${stage_names[index]}" "${stage_titles[index]}" "${stage_leaves[index]}"
+  done
+}
+
+pipeline() {
+  local words=("$@") first_stage
+  help_message="usage: ./run.sh [options]${about:+      $about}
+
+Options:"
+  help_end="  --KEY.SUBKEY VALUE   any key of the configuration, such as --train-conf.max-steps 100 or --decode-conf.beam 4
+
+Stages:
+$(stage_table)"
+  # shellcheck source=utils/parse_options.sh
+  . "$root/utils/parse_options.sh"
+  given=$(as_given "${words[@]}")
+  [ $# -eq 0 ] || die "unexpected word '$1'; options begin with two dashes, --help lists them all"
+  stage_number --stage "$stage"
+  first_stage=$number
+  stage_number --stop-stage "${stop_stage:-$((first_stage > 5 ? first_stage : 5))}"
+  [ "$first_stage" -le "$number" ] || die "--stage $stage comes after --stop-stage $stop_stage"
+  last_stage=$number
+
+  trap 'stop 130' INT
+  trap 'stop 143' TERM HUP
+  trap 'report $?' EXIT
+  set_up
+  for ((stage = first_stage; stage <= last_stage; stage++)); do
+    run_stage "$stage"
+  done
+}
+
+report() {
+  case $1 in
+    0) ;;
+    130 | 143) say "${0##*/}: stopped; the same command goes on from here" ;;
+    *) [ -z "$current" ] || say "${0##*/}: stage $current (${stage_names[current + 1]}) failed; put it right and run the same command again" ;;
+  esac
+}
