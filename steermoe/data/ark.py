@@ -211,7 +211,7 @@ def read_matrix(rxfilename: str) -> np.ndarray:
         raise UserError(f"{path}: no permission to read it; change its mode (chmod +r)") from None
     if span is not None:
         rows, _, columns = span.partition(",")
-        matrix = matrix[_slice(rows, matrix.shape[0], RANGE_TOLERANCE, where), _slice(columns, matrix.shape[1], 1, where)]
+        matrix = matrix[_slice(rows, matrix.shape[0], RANGE_TOLERANCE, where), _slice(columns, matrix.shape[1], 0, where)]
     return np.array(matrix, dtype=np.float32, order="C")
 
 

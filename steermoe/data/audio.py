@@ -26,6 +26,8 @@ G722_BYTES_PER_SECOND = 8000
 # Kaldi's extract-segments: a segment may end this much after its recording and is then cut there.
 MAX_OVERSHOOT_S = 0.5
 BLOCK_FRAMES = 1 << 20
+# After a seek, MP3 and Opus decoders need some packets before their output is right again.
+PREROLL_FRAMES = {"MP3": 16384, "OGG": 16384}
 # A WAV file written to a pipe cannot know its length: ffmpeg writes 0xFFFFFFFF, sox 0x7FFFF000 or a little more, others 0.
 STREAMED_FROM = 0x7FFFF000
 # torchaudio's kernel has (new rate * old rate) / gcd^2 values; 44.1 kHz to 16 kHz has 70,000. Above this, swresample.
@@ -35,9 +37,10 @@ MAX_KERNEL = 20_000_000
 def load_audio(
     path: str | Path, start: float | None = None, end: float | None = None, sample_rate: int = 16000, allow_pipes: bool = False
 ) -> np.ndarray:
-    """Reads a file, or [start, end) of it in seconds, as float32 (N,), channels averaged, full scale = 1.
+    """Reads a file, or [start, end) of it in seconds, as float32 (N,), channels averaged, full scale = 1.0.
 
     path: a file, `file.ark:offset`, or a command ending in `|` (only with allow_pipes). Only the slice is read and resampled.
+    A lossy format may overshoot 1.0 by a little.
     UserError names the file: missing, empty, truncated, zero-length, not audio, a segment outside, samples that are no numbers.
     """
     name = str(path)
@@ -265,10 +268,11 @@ def _frame_range(name: str, start: float | None, end: float | None, rate: int, f
 
 def _read_frames(audio: soundfile.SoundFile, name: str, first: int, stop: int) -> np.ndarray:
     """Frames [first, stop), channels averaged. Block by block, so that a wrong header cannot ask for all memory."""
-    blocks, position, unknown = [], first, stop >= 1 << 60
+    preroll = min(first, PREROLL_FRAMES.get(audio.format, 0))
+    blocks, position, unknown = [], first - preroll, stop >= 1 << 60
     try:
-        if first:
-            audio.seek(first)
+        if position:
+            audio.seek(position)
         while position < stop:
             block = audio.read(min(BLOCK_FRAMES, stop - position), dtype="float32", always_2d=True)
             if not len(block):
@@ -282,4 +286,4 @@ def _read_frames(audio: soundfile.SoundFile, name: str, first: int, stop: int) -
     if position < stop and not unknown:
         raise UserError(f"{name}: truncated: the header promises {stop / audio.samplerate:.2f} s and only "
                         f"{position / audio.samplerate:.2f} s can be read; fetch or write it again, or remove the utterance")
-    return np.ascontiguousarray(np.concatenate(blocks)) if blocks else np.zeros(0, dtype=np.float32)
+    return np.concatenate(blocks)[preroll:] if blocks else np.zeros(0, dtype=np.float32)
