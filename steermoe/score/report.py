@@ -86,7 +86,7 @@ def summary_box(title: str, speakers: Sequence[Speaker], raw: bool, char: bool) 
     if any(without):
         text += (
             "\n* No Reference words for this/these speaker(s).  Word counts supplied\n"
-            "  rather than percents.\n+ Speaker(s) with no reference data is ignored\n"
+            "  rather than percents.\n# No Reference words for this/these speaker(s).  NCE not computable.\n+ Speaker(s) with no reference data is ignored\n"
         )
     return text.encode("latin-1")
 
@@ -119,30 +119,38 @@ def alignment(utt: bytes, steps: bytes, ref: Sequence[bytes], hyp: Sequence[byte
     head = b"id: (%s)\nScores: (#C #S #D #I) %d %d %d %d\n%s" % (utt, *counts, attributes)
     if not steps:
         return head + b"\n"
-    refs, hyps, evals = [], [], []
+    if ref == hyp and steps.count(b"C") == len(steps):
+        text = b" ".join(ref) + b" "
+        if len(text) + 6 < LINE_WIDTH:
+            return b"%sREF:  %s\nHYP:  %s\nEval: %s\n\n" % (head, text, text, b" " * len(text))
+    refs, hyps, evals, widths = [], [], [], []
     take_ref, take_hyp = iter(ref), iter(hyp)
     for step in steps:
         if step == C:
             a, b, mark = next(take_ref), next(take_hyp), b""
+            width = max(len(a), len(b))
         elif step == S:
             a, b, mark = next(take_ref), next(take_hyp), b"S"
+            width = max(len(a), len(b))
             if upper:
                 a, b = upper(a), upper(b)
         elif step == D:
             a, mark = next(take_ref), b"D"
             b = b"*" * len(a)
+            width = len(a) or 1
             a = upper(a) if upper else a
         else:
             b, mark = next(take_hyp), b"I"
             a = b"*" * len(b)
+            width = len(b) or 1
             b = upper(b) if upper else b
-        width = max(len(a), len(b))
         refs.append(a.ljust(width))
         hyps.append(b.ljust(width))
         evals.append(mark.ljust(width))
+        widths.append(width)
     lines, start = [head], 0
     while start < len(refs):
-        stop = _fold(refs, start)
+        stop = _fold(widths, start)
         lead = b">> " if start else b""
         lines.append(b"\n" if start else b"")
         for name, cells in ((b"REF:  ", refs), (b"HYP:  ", hyps), (b"Eval: ", evals)):
@@ -151,13 +159,13 @@ def alignment(utt: bytes, steps: bytes, ref: Sequence[bytes], hyp: Sequence[byte
     return b"".join(lines) + b"\n"
 
 
-def _fold(cells: Sequence[bytes], start: int) -> int:
+def _fold(widths: Sequence[int], start: int) -> int:
     """Where a line of cells that begins at `start` ends: the cell that reaches the width goes to the next line, the last never."""
     used, stop = (9 if start else 6), start
-    while used < LINE_WIDTH and stop < len(cells):
-        used += 1 + len(cells[stop])
+    while used < LINE_WIDTH and stop < len(widths):
+        used += 1 + widths[stop]
         stop += 1
-    return max(stop - (stop < len(cells)), start + 1)
+    return max(stop - (stop < len(widths)), start + 1)
 
 
 def details(title: str, speakers: Sequence[Speaker], tables: Tables) -> bytes:
@@ -169,12 +177,12 @@ def details(title: str, speakers: Sequence[Speaker], tables: Tables) -> bytes:
     shares += [("   with deletions     ", tables.with_del), ("   with insertions    ", tables.with_ins)]
     lines = [f"DETAILED OVERALL REPORT FOR THE SYSTEM: {_as_bytes(title)}", "", "SENTENCE RECOGNITION PERFORMANCE", ""]
     lines.append(f" sentences                                        {sentences:4d}")
-    lines += [f"{x[0]}            {_percent(x[1], sentences):6.1f}%   ({x[1]:4d})" if x else "" for x in shares]
+    lines += [f"{x[0]}                 {_shown(x[1], sentences)}%   ({x[1]:4d})" if x else "" for x in shares]
     lines += ["", "", "WORD RECOGNITION PERFORMANCE", ""]
     rows = [("Total Error      ", s + d + i), None, ("Correct          ", c), None]
     rows += [("Substitution     ", s), ("Deletions        ", d), ("Insertions       ", i)]
-    lines += [f"Percent {x[0]} = {_percent(x[1], words):6.1f}%   ({x[1]:4d})" if x else "" for x in rows]
-    lines += [f"Percent Word Accuracy     = {100.0 - _percent(s + d + i, words):6.1f}%", "", ""]
+    lines += [f"Percent {x[0]} = {_shown(x[1], words)}%   ({x[1]:4d})" if x else "" for x in rows]
+    lines += [f"Percent Word Accuracy     = {_shown(s + d + i, words, accuracy=True)}%", "", ""]
     for name, value in (("Ref. words   ", words), ("Hyp. words   ", c + s + i), ("Aligned words", words + i)):
         lines.append(f"{name}             =           ({value:4d})")
     text = ("\n".join(lines) + "\n\n").encode("latin-1")
@@ -192,6 +200,13 @@ def details(title: str, speakers: Sequence[Speaker], tables: Tables) -> bytes:
     text += _table("FALSELY RECOGNIZED", recognised) + b"\n"
     text += b"* NOTE: The 'Falsely Recognized' words are those hypothesis words\n"
     return text + b"        which the recognizer incorrectly substituted for a reference word.\n\n"
+
+
+def _shown(part: int, whole: int, accuracy: bool = False) -> str:
+    if not whole:
+        return " UNDEF"
+    value = _percent(part, whole)
+    return f" {round_half_up(100.0 - value if accuracy else value, 1):5.1f}"
 
 
 def _table(name: str, counts: dict[bytes, int]) -> bytes:

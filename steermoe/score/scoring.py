@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Mapping
-
-import numpy as np
+from typing import Callable, Mapping, Sequence
 
 from steermoe.errors import UserError
 from steermoe.files import atomic_write, write_json
 from steermoe.score import report
-from steermoe.score.align import align
+from steermoe.score.network import is_balanced
+from steermoe.score.pairs import Pairs
+from steermoe.score.sclite import run_sclite
 from steermoe.score.stats import bootstrap_interval, percent
 from steermoe.score.trn import match_keys, read_trn, speaker_of, write_trn
+from steermoe.score.units import Units
 from steermoe.text.normalizers import get_normalizer, normalize_marked
-
-CHUNK = 8192  # utterances aligned and written at a time: memory stays flat
 
 
 @dataclass
@@ -57,168 +55,124 @@ def score(
     *,
     utt2spk: Mapping[str, str] | None = None,
     title: str | None = None,
-    case_sensitive: bool = False,
+    engine: str = "own",
+    **options,
 ) -> Summary:
     """Scores hypotheses against references as sclite does and, given out_dir, writes the report.
 
     refs, hyps: trn files, or {utt: text} with the same utterances. unit: word | char. normalizer: none | english | chinese.
-    utt2spk: the speakers of {utt: text} (default: the part of the id before its first "-" or "_"). case_sensitive: sclite's -s.
+    utt2spk: the speakers of {utt: text} (default: the part of the id before its first "-" or "_"). title: the system's name in
+    the report (default: the hypothesis file). engine: own | sclite (the installed program aligns and reports; trn files and
+    out_dir only). options: the other fields of units.Units.
     out_dir receives result.txt, summary.json, ref/hyp.raw.trn (as they came) and ref/hyp.norm.trn (as they were aligned).
     UserError: a file that is missing, not UTF-8 or not trn, an id that is in one of the two only or comes twice.
     """
-    if unit not in ("word", "char"):
-        raise UserError(f"unit: {unit!r} is unknown (known: word, char)")
+    units = Units(unit, **options)
     normalize = get_normalizer(normalizer)
-    raw = {}
-    for name, source in (("ref", refs), ("hyp", hyps)):
-        raw[name] = read_trn(source) if isinstance(source, (str, Path)) else dict(source)
-    names = [str(source) if isinstance(source, (str, Path)) else name for source, name in ((refs, "refs"), (hyps, "hyps"))]
-    match_keys(raw["ref"], raw["hyp"], *names)
-    title = title or (str(hyps) if isinstance(hyps, (str, Path)) else "hyp")
+    sources = {"ref": refs, "hyp": hyps}
+    names = {name: str(source) if isinstance(source, (str, Path)) else name for name, source in sources.items()}
+    raw = {name: read_trn(source) if isinstance(source, (str, Path)) else source for name, source in sources.items()}
     texts = raw
     if normalizer != "none":
-        texts = {name: {utt: normalize_marked(text, normalize) for utt, text in side.items()} for name, side in raw.items()}
+        ref = {utt: _normalized_reference(text, normalize, units) for utt, text in raw["ref"].items()}
+        texts = {"ref": ref, "hyp": {utt: normalize(text) for utt, text in raw["hyp"].items()}}
+    folded = {name: _fold_ids(side, units, names[name]) for name, side in texts.items()}
+    match_keys(folded["ref"], folded["hyp"], names["ref"], names["hyp"])
     if utt2spk is None:
-        spk_of = {utt: speaker_of(utt) for utt in raw["hyp"]}
+        speaker = {utt: speaker_of(utt) for utt in folded["hyp"]}
     else:
-        spk_of = {utt: utt2spk[utt] for utt in raw["hyp"]}
-    speakers, order = _group(spk_of, case_sensitive)
-    scorer = _Scorer(texts, order, speakers, unit, case_sensitive)
+        speaker = {utt: units.lower(utt2spk[own]).decode() for utt, own in zip(folded["hyp"], texts["hyp"])}
+    pairs = Pairs(folded["ref"], folded["hyp"], speaker, units, names["ref"])
     if out_dir is None:
-        for _ in scorer.run():
+        for _ in pairs.run(with_report=False):
             pass
-        return scorer.summary(normalizer)
+        return summarize(units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
     out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    pieces = out / ".alignments.tmp"
-    try:
-        with open(pieces, "wb") as stream:
-            for piece in scorer.run():
-                stream.write(piece)
-        summary = scorer.summary(normalizer)
-        for name, source in (("ref", refs), ("hyp", hyps)):
-            _keep_raw(source, raw[name], out / f"{name}.raw.trn")
-            write_trn(out / f"{name}.norm.trn", texts[name])
+    for name, source in sources.items():
+        _keep_raw(source, out / f"{name}.raw.trn")
+        write_trn(out / f"{name}.norm.trn", texts[name])
+    title = title or names["hyp"]
+    if engine == "sclite":
+        result = run_sclite(out / "ref.norm.trn", out / "hyp.norm.trn", title, units)
+        summary = summarize(units.unit, normalizer, result.speakers, result.errors, result.words)
         with atomic_write(out / "result.txt", "wb") as stream:
-            stream.write(_header(summary, title, names, case_sensitive).encode())
-            stream.write(report.summary_box(title, speakers, False, unit == "char"))
-            stream.write(report.summary_box(title, speakers, True, unit == "char"))
-            stream.write(report.alignments_head(title, speakers))
-            with open(pieces, "rb") as aligned:
-                shutil.copyfileobj(aligned, stream, 1 << 20)
-            stream.write(b"\n")
-            stream.write(report.details(title, speakers, scorer.tables))
-        write_json(out / "summary.json", asdict(summary) | {"line": summary.line()})
-    finally:
-        pieces.unlink(missing_ok=True)
+            stream.write(_header(summary, units, names, engine).encode() + result.text)
+    else:
+        summary = _write_report(out, pairs, title, names, normalizer)
+    write_json(out / "summary.json", asdict(summary) | {"line": summary.line()})
     return summary
 
 
-def _group(spk_of: Mapping[str, str], case_sensitive: bool) -> tuple[list[report.Speaker], list[list[str]]]:
-    """Speakers in the order of their first utterance, and each one's utterances."""
-    number: dict[str, int] = {}
-    order: list[list[str]] = []
-    for utt, speaker in spk_of.items():
-        key = speaker if case_sensitive else speaker.encode().lower().decode()
-        if key not in number:
-            number[key] = len(order)
-            order.append([])
-        order[number[key]].append(utt)
-    return [report.Speaker(name.encode(), len(utts)) for name, utts in zip(number, order)], order
+def summarize(unit: str, normalizer: str, speakers: Sequence[report.Speaker], errors: Sequence, words: Sequence) -> Summary:
+    """errors, words: (utterances,) int."""
+    counts = {name: sum(getattr(speaker, name) for speaker in speakers) for name in ("c", "s", "d", "i", "sentences", "sentence_errors")}
+    n = counts["c"] + counts["s"] + counts["d"]
+    rate = percent(counts["s"] + counts["d"] + counts["i"], n)
+    low, high = bootstrap_interval(errors, words)
+    by_speaker = bootstrap_interval([speaker.errors for speaker in speakers], [speaker.words for speaker in speakers])
+    return Summary(unit, normalizer, rate, low, high, *by_speaker, n=n, speakers=len(speakers), **counts)
 
 
-class _Scorer:
-    """Aligns all utterances in the report's order, yields the report's pieces and counts."""
-
-    def __init__(self, texts, order, speakers, unit, case_sensitive):
-        self.refs, self.hyps = texts["ref"], texts["hyp"]
-        self.order, self.speakers, self.unit, self.case_sensitive = order, speakers, unit, case_sensitive
-        self.tables = report.Tables()
-        self.errors: list[np.ndarray] = []
-        self.words: list[np.ndarray] = []
-
-    def run(self):
-        flat = [(number, utt) for number, utts in enumerate(self.order) for utt in utts]
-        last = -1
-        upper = None if self.case_sensitive else bytes.upper
-        attributes = b""
-        for start in range(0, len(flat), CHUNK):
-            part = flat[start : start + CHUNK]
-            refs = [self.tokens(self.refs[utt]) for _, utt in part]
-            hyps = [self.tokens(self.hyps[utt]) for _, utt in part]
-            steps = align(refs, hyps)
-            self.errors.append(np.array([len(step) - step.count(b"C") for step in steps]))
-            self.words.append(np.array([len(step) - step.count(b"I") for step in steps]))
-            pieces = []
-            for (number, utt), ref, hyp, step in zip(part, refs, hyps, steps):
-                speaker = self.speakers[number]
-                if number != last:
-                    pieces.append(report.speaker_head(number, speaker))
-                    last = number
-                self.count(speaker, ref, hyp, step)
-                key = utt.encode() if self.case_sensitive else utt.encode().lower()
-                pieces.append(report.alignment(key, step, ref, hyp, upper, attributes))
-            yield b"".join(pieces)
-
-    def tokens(self, text: str) -> list[bytes]:
-        words = text.encode()
-        words = words.split() if self.case_sensitive else words.lower().split()
-        return words if self.unit == "word" else [character.encode() for character in b"".join(words).decode()]
-
-    def count(self, speaker: report.Speaker, ref: list[bytes], hyp: list[bytes], steps: bytes) -> None:
-        c, s, d, i = steps.count(b"C"), steps.count(b"S"), steps.count(b"D"), steps.count(b"I")
-        speaker.c += c
-        if not (s or d or i):
-            return
-        speaker.s += s
-        speaker.d += d
-        speaker.i += i
-        speaker.sentence_errors += 1
-        tables = self.tables
-        tables.with_sub += s > 0
-        tables.with_del += d > 0
-        tables.with_ins += i > 0
-        at_ref = at_hyp = 0
-        for step in steps:
-            if step == report.S:
-                tables.confusions[ref[at_ref], hyp[at_hyp]] += 1
-            elif step == report.D:
-                tables.deletions[ref[at_ref]] += 1
-            elif step == report.I:
-                tables.insertions[hyp[at_hyp]] += 1
-            at_ref += step != report.I
-            at_hyp += step != report.D
-
-    def summary(self, normalizer: str) -> Summary:
-        total = Counter()
-        for speaker in self.speakers:
-            total.update({name: getattr(speaker, name) for name in ("c", "s", "d", "i", "sentences", "sentence_errors")})
-        n = total["c"] + total["s"] + total["d"]
-        rate = percent(total["s"] + total["d"] + total["i"], n)
-        low, high = bootstrap_interval(np.concatenate(self.errors or [[]]), np.concatenate(self.words or [[]]))
-        by_speaker = bootstrap_interval([s.errors for s in self.speakers], [s.words for s in self.speakers])
-        counts = {name: total[name] for name in ("c", "s", "d", "i", "sentences", "sentence_errors")}
-        return Summary(self.unit, normalizer, rate, low, high, *by_speaker, n=n, speakers=len(self.speakers), **counts)
+def _write_report(out: Path, pairs: Pairs, title: str, names: Mapping[str, str], normalizer: str) -> Summary:
+    """The boxes stand before the alignments but are known after them, so the alignments wait in a file of their own."""
+    waiting = out / ".alignments.tmp"
+    char = pairs.units.unit == "char"
+    try:
+        with open(waiting, "wb") as stream:
+            stream.writelines(pairs.run())
+        summary = summarize(pairs.units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
+        with atomic_write(out / "result.txt", "wb") as stream:
+            stream.write(_header(summary, pairs.units, names, "own").encode())
+            stream.write(report.summary_box(title, pairs.speakers, False, char))
+            stream.write(report.summary_box(title, pairs.speakers, True, char))
+            stream.write(report.alignments_head(title, pairs.speakers))
+            with open(waiting, "rb") as aligned:
+                shutil.copyfileobj(aligned, stream, 1 << 20)
+            stream.write(b"\n")
+            stream.write(report.details(title, pairs.speakers, pairs.tables))
+    finally:
+        waiting.unlink(missing_ok=True)
+    return summary
 
 
-def _keep_raw(source, texts: Mapping[str, str], target: Path) -> None:
-    if isinstance(source, (str, Path)):
-        if Path(source).resolve() != target.resolve():
-            with atomic_write(target, "wb") as stream, open(source, "rb") as original:
-                shutil.copyfileobj(original, stream)
-    else:
-        write_trn(target, texts)
+def _normalized_reference(text: str, normalize: Callable[[str], str], units: Units) -> str:
+    marked = units.markup and "{" in text and is_balanced(text.encode())
+    return normalize_marked(text, normalize) if marked else normalize(text)
 
 
-def _header(summary: Summary, title: str, names: list[str], case_sensitive: bool) -> str:
+def _fold_ids(texts: Mapping[str, str], units: Units, name: str) -> Mapping[str, str]:
+    """sclite folds ids like words: (A-1) and (a-1) are one utterance."""
+    if units.case_sensitive or "".join(texts).islower():
+        return texts
+    folded = {units.lower(utt).decode(): text for utt, text in texts.items()}
+    if len(folded) < len(texts):
+        seen: set[str] = set()
+        twice = next(utt for utt in texts if units.lower(utt).decode() in seen or seen.add(units.lower(utt).decode()))
+        raise UserError(f"{name}: the id ({twice}) comes twice when case is folded; rename one, or use --case-sensitive true")
+    return folded
+
+
+def _keep_raw(source: Mapping[str, str] | str | Path, target: Path) -> None:
+    if not isinstance(source, (str, Path)):
+        write_trn(target, source)
+    elif Path(source).resolve() != target.resolve():
+        with atomic_write(target, "wb") as stream, open(source, "rb") as original:
+            shutil.copyfileobj(original, stream)
+
+
+def _header(summary: Summary, units: Units, names: Mapping[str, str], engine: str) -> str:
     what = "Character" if summary.unit == "char" else "Word"
+    folded = "folded (ASCII letters)" if units.locale == "generic" else f"folded (ASCII letters and {units.locale})"
+    settings = [name for name in ("optional", "fragments", "keep_ascii", "delete_hyphens") if getattr(units, name)]
+    settings += [] if units.markup else ["no markup"]
     return (
         f"{summary.line()}\n\n"
         f"{what} error rate    {summary.rate:.2f} %, 95 % interval by utterance [{summary.low:.2f}, {summary.high:.2f}]"
         f" ({summary.sentences} utterances), by speaker [{summary.speaker_low:.2f}, {summary.speaker_high:.2f}]"
         f" ({summary.speakers} speakers); bootstrap\n"
         f"Normalizer         {summary.normalizer}\n"
-        f"Case               {'as written' if case_sensitive else 'folded (ASCII letters)'}\n"
-        f"Alignment          sclite's: substitution 4, insertion 3, deletion 3\n"
-        f"Reference          {names[0]}\nHypothesis         {names[1]}\n"
+        f"Case               {'as written' if units.case_sensitive else folded}\n"
+        f"Options            {', '.join(settings) or 'none'}\n"
+        f"Alignment          {'by' if engine == 'sclite' else 'as'} sclite: substitution 4, insertion 3, deletion 3\n"
+        f"Reference          {names['ref']}\nHypothesis         {names['hyp']}\n"
     )

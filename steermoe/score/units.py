@@ -1,0 +1,103 @@
+"""What is compared: the words or characters of a text, case folding, and whether a text needs sclite's markup."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from steermoe.errors import UserError
+from steermoe.registry import nearest
+from steermoe.score import network
+
+# Letters that sclite's localizations fold besides ASCII's, in upper case; the lower case is Unicode's but for Turkish I.
+LOCALES = {
+    "generic": "",
+    "babel_turkish": "ÇÖÜİIĞŞ",
+    "babel_vietnamese": "ĐÁÀẢÃẠĂẮẰẲẴẶÂẤẦẨẪẬÉÈẺẼẸÊẾỀỂỄỆÍÌỈĨỊÓÒỎÕỌƠỚỜỞỠỢÔỐỒỔỖỘÚÙỦŨỤƯỨỪỬỮỰÝỲỶỸỴ",
+    "babel_lithuanian": "ĄČĘĖĮŠŲŪŽ",
+    "babel_kurmanji": "ÇÊÎÛŞ",
+    "babel_cebuano": "Ñ",
+    "babel_kazakh": "АӘБВГҒДЕЁЖЗИЙКҚЛМНҢОӨПРСТУҰҮФХҺЦЧШЩЪЫІЬЭЮЯ",
+    "babel_mongolian": "ЁАБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯҮӨ",
+    "babel_guarani": "ÃÁẼÉĨÍÕÓŨÚỸÝÑ",
+}
+_TURKISH = {"İ": "i", "I": "ı"}
+_SPECIAL = re.compile(rb"[{@]")  # words that need a network
+_TRIMMED = re.compile(rb"[;\\*]")  # words of which sclite keeps a part
+
+
+@dataclass(frozen=True)
+class Units:
+    """unit: word | char. case_sensitive: sclite -s. locale: letters beyond ASCII that fold too (sclite -e utf-8 LOCALE).
+    markup: whether { / } @ ; * are read as sclite reads them. optional, fragments: sclite -D, -F.
+    keep_ascii, delete_hyphens: for characters, keep runs of ASCII whole (-c NOASCII), drop hyphens inside words (-c DH)."""
+
+    unit: str = "word"
+    case_sensitive: bool = False
+    locale: str = "generic"
+    markup: bool = True
+    optional: bool = False
+    fragments: bool = False
+    keep_ascii: bool = False
+    delete_hyphens: bool = False
+
+    def __post_init__(self):
+        if self.unit not in ("word", "char"):
+            raise UserError(f"unit: {self.unit!r} is unknown{nearest(self.unit, ['word', 'char'])}")
+        if self.locale not in LOCALES:
+            raise UserError(f"locale: {self.locale!r} is unknown{nearest(self.locale, list(LOCALES))}")
+        pairs = [(letter, _TURKISH.get(letter, letter.lower())) for letter in LOCALES[self.locale]]
+        object.__setattr__(self, "_to_lower", str.maketrans(dict(pairs)))
+        object.__setattr__(self, "_to_upper", str.maketrans({lower: upper for upper, lower in pairs}))
+
+    def lower(self, text: str) -> bytes:
+        """UTF-8, folded unless case matters."""
+        if self.case_sensitive:
+            return text.encode()
+        return (text.translate(self._to_lower) if self._to_lower else text).encode().lower()
+
+    def upper(self, word: bytes) -> bytes:
+        """How a word in error is shown."""
+        return (word.decode().translate(self._to_upper).encode() if self._to_upper else word).upper()
+
+    def split(self, word: bytes) -> list[bytes]:
+        """The characters of a word."""
+        text = word.decode()
+        if self.delete_hyphens:
+            text = text.replace("-", "")
+        if self.keep_ascii:
+            return [piece.encode() for piece in re.findall(r"[\x00-\x7f]+|[^\x00-\x7f]", text)]
+        if word.isascii():
+            return [text[i : i + 1].encode() for i in range(len(text))]
+        return [character.encode() for character in text]
+
+    def literal(self, text: bytes) -> list[bytes]:
+        """Words or characters of a folded text, taken as they stand."""
+        words = text.split()
+        if self.unit == "word":
+            return words
+        if not (self.keep_ascii or self.delete_hyphens):
+            return [character.encode() for character in b"".join(words).decode()]
+        return [piece for word in words for piece in (self.split(word) if len(word) > 1 else [word])]
+
+    def plain(self, text: bytes) -> list[bytes] | None:
+        """Words or characters of a folded text, or None if it has to be read as a network."""
+        if not self.markup:
+            return self.literal(text)
+        if _SPECIAL.search(text) or (self.optional and b"(" in text) or (self.fragments and b"-" in text):
+            return None
+        if _TRIMMED.search(text):
+            words = [network.plain_value(word) for word in text.split()]
+            if self.unit == "word":
+                return words
+            return [piece for word in words for piece in (self.split(word) if len(word) > 1 else [word])]
+        return self.literal(text)
+
+    def network(self, text: bytes) -> network.Network:
+        """The network of any folded text; one whose braces are no markup is taken literally."""
+        if self.markup and network.is_balanced(text):
+            return network.build(text, network.Markup(self.optional, self.fragments, self.split if self.unit == "char" else None))
+        linear = network.Network()
+        for word in self.literal(text):
+            linear.append(network.Word(word, word))
+        return linear
