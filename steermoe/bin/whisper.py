@@ -28,7 +28,8 @@ def main(argv=None) -> None:
     from steermoe.fetch import find_model
 
     model = find_model(args.model, kind="encoder")
-    settings = {"language": args.language, "beam": args.beam, "batch_size": args.batch_size, "dtype": args.dtype, "ngpu": args.ngpu}
+    names = ("language", "beam", "timestamps", "batch_size", "dtype", "ngpu")
+    settings = {name: getattr(args, name) for name in names}
     stamp = Stamp(args.out / ".done", settings, [args.data, *source_files(model)])
     outputs = [args.out / name for name in ("text", "hyp.trn", "ref.trn", "decode.json")]
     if stamp.fresh(outputs):
@@ -52,6 +53,7 @@ def make_parser() -> Parser:
     parser.add_argument("--language", default="en", help="language code of the speech, such as en or zh")
     parser.add_argument("--batch-size", type=int, default=16, help="windows of 30 s decoded together")
     parser.add_argument("--beam", type=int, default=1, help="beam width; 1 is greedy")
+    parser.add_argument("--timestamps", type=boolean, default=False, help="let the decoder mark times (they are not written out)")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="float32", help="of the weights")
     parser.add_argument("--ngpu", type=int, default=0, choices=(0, 1), help="GPUs")
     parser.add_argument("--allow-pipes", type=boolean, default=False, help="run the commands of wav.scp lines that end in |")
@@ -84,7 +86,7 @@ def transcribe(args, model: Path, entries: list[dict], part: Path) -> list[dict]
 
     todo = batches(entries, args.batch_size)
     lines = finished(part)
-    decoder = WhisperDecoder(model, args.language, args.beam, resolve_dtype(args.dtype), device(args.ngpu))
+    decoder = WhisperDecoder(model, args.language, args.beam, args.timestamps, resolve_dtype(args.dtype), device(args.ngpu))
     with (
         open(part, "a", encoding="utf-8") as stream,
         Progress("whisper", len(entries), "utt", sum(len(batch) for batch in todo[: len(lines)])) as progress,

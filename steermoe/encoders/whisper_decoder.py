@@ -27,22 +27,26 @@ class Transcript(NamedTuple):
 
 
 class WhisperDecoder:
-    """path: any layout of whisper_checkpoint.py. beam 1 is greedy. dtype, device: where and how it runs; float32 is the reference."""
+    """path: any layout of whisper_checkpoint.py. beam 1 is greedy. dtype, device: where and how it runs; float32 is the reference.
+
+    timestamps: the decoder marks the time of each phrase, as in OpenAI's own transcription; without, it ends early more often.
+    """
 
     def __init__(
         self,
         path: str | Path,
         language: str = "en",
         beam: int = 1,
+        timestamps: bool = False,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ):
-        from transformers import GenerationConfig, WhisperFeatureExtractor
+        from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperTimeStampLogitsProcessor
 
         checkpoint = load_checkpoint(path)
         folder = _folder(path)
         self.tokens, _ = load_tokens(folder, checkpoint.dims.vocab_size)
-        self.prompt = self.tokens.prompt(language)
+        self.prompt = self.tokens.prompt(language, timestamps)
         self.dtype, self.device = dtype, torch.device(device)
         self.model = build_model(checkpoint).to(self.device, dtype)
         self.extract = WhisperFeatureExtractor(feature_size=checkpoint.dims.n_mels)
@@ -58,7 +62,11 @@ class WhisperDecoder:
             pad_token_id=self.tokens.end,
             decoder_start_token_id=self.tokens.start,
             bos_token_id=self.tokens.end,
+            no_timestamps_token_id=self.tokens.no_timestamps,
+            max_initial_timestamp_index=50,  # the first phrase begins within a second, as in OpenAI's own decoding
         )
+        rules = WhisperTimeStampLogitsProcessor(self.generation, begin_index=len(self.prompt))
+        self.processors = [rules] if timestamps else []
 
     @torch.inference_mode()
     def transcribe(self, utterances: list[np.ndarray]) -> list[Transcript]:
@@ -78,7 +86,7 @@ class WhisperDecoder:
 
     def _decode(self, windows: list[np.ndarray]) -> list[tuple[list[int], bool]]:
         """At most 30 s each -> (token ids without the prompt and the end, whether the end came)."""
-        from transformers import GenerationMixin
+        from transformers import GenerationMixin, LogitsProcessorList
 
         feats_bmf = self.extract(windows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         feats_bmf = feats_bmf.to(self.device, self.dtype)
@@ -88,6 +96,7 @@ class WhisperDecoder:
             self.model,
             feats_bmf,
             generation_config=self.generation,
+            logits_processor=LogitsProcessorList(self.processors),
             decoder_input_ids=prompt_bu,
             # Whisper attends to all 30 s; without this, transformers warns that it cannot tell padding (= end) from text.
             attention_mask=torch.ones_like(feats_bmf[:, 0], dtype=torch.long),

@@ -47,15 +47,16 @@ class WhisperTokens:
             self.start + 1 + languages, self.start + 7 + languages
         )
 
-    def prompt(self, language: str = "en") -> list[int]:
-        """What the decoder is given before its first token: transcribe, without timestamps. UserError for an unknown language."""
+    def prompt(self, language: str = "en", timestamps: bool = False) -> list[int]:
+        """What the decoder is given before its first token: to transcribe this language. UserError for one it does not know."""
+        ending = [] if timestamps else [self.no_timestamps]
         if self.english_only:
             if language != "en":
                 raise UserError(f"language: this Whisper model knows English only, not {language!r}; take a multilingual one")
-            return [self.start, self.no_timestamps]
+            return [self.start, *ending]
         if language not in self.languages:
             raise UserError(f"language: {language!r} is not one of Whisper's{nearest(language, list(self.languages))}")
-        return [self.start, self.start + 1 + self.languages.index(language), self.transcribe, self.no_timestamps]
+        return [self.start, self.start + 1 + self.languages.index(language), self.transcribe, *ending]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the tokens; special tokens and timestamps are left out, bytes that are not UTF-8 become U+FFFD."""
