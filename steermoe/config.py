@@ -64,6 +64,8 @@ class DecodeConf:
     max_tokens: int = 448
     max_tokens_per_second: float = 12.0  # an answer is at most this times the audio's length plus 10 tokens; 0: no such limit
     max_repeats: int = 4  # copies of one phrase in a row that end an answer; 0: no guard
+    unit: str = "word"  # word | char: what stage 5 scores
+    normalizer: str = "english"  # none | english | chinese: what stage 5 applies to references and hypotheses first
 
 
 @dataclass
@@ -125,6 +127,12 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration") -> Conf
             raise UserError(f"{where}: unknown key optim_conf.lr.{group}{nearest(group, ['projector', 'steering', 'router'])}")
     if config.optim_conf.schedule not in ("constant", "linear", "cosine"):
         raise UserError(f"{where}: optim_conf.schedule: {config.optim_conf.schedule!r} is not constant, linear or cosine")
+    for key, least in (("beam", 1), ("max_tokens", 1), ("max_batch", 1), ("max_repeats", 0)):
+        if getattr(config.decode_conf, key) < least:
+            raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
+    for key in ("max_steps", "valid_steps", "save_steps", "accum_grad", "max_batch"):
+        if getattr(config.train_conf, key) < 1:
+            raise UserError(f"{where}: train_conf.{key}: {getattr(config.train_conf, key)} is below 1")
     return config
 
 
@@ -180,7 +188,8 @@ def _build(cls: type, tree: Any, where: str, prefix: str) -> Any:
             given = _build(type(default), given if given is not None else {}, where, f"{prefix}{key}.")
         elif isinstance(default, dict):
             given = given if isinstance(given, dict) else _fail(where, prefix + key, given, "keys")
-            given = default | given if key == "lr" else given  # a role's keywords belong to that role: no default is mixed in
+            if key == "lr":  # a role's keywords belong to that role, but learning rates are merged over the defaults
+                given = default | {name: _typed(rate, 1.0, where, f"{prefix}lr.{name}") for name, rate in given.items()}
         else:
             given = _typed(given, default, where, prefix + key)
         setattr(value, key, given)

@@ -71,7 +71,7 @@ def decode_conf(config, exp: Path, overrides: list[str]):
 def decode(args, adapter: Path, conf, part: Path) -> None:
     from steermoe.checkpoint import load_model
     from steermoe.data.dataset import AudioTextDataset
-    from steermoe.data.kaldi_dir import write_map
+    from steermoe.data.kaldi_files import write_map
     from steermoe.decode.decoder import decode_dataset
     from steermoe.environment import describe
     from steermoe.score import write_trn

@@ -81,7 +81,8 @@ def dump_shard(args, frontend, job: int, origin: dict) -> None:
 
 def shard(args, job: int) -> list:
     """The utterances of one job: a run of the sorted list, the same share of the audio for every job."""
-    from steermoe.data.kaldi_dir import DataDir, split_points
+    from steermoe.data.kaldi_dir import DataDir
+    from steermoe.data.sampler import split_points
 
     utterances = list(DataDir.read(args.data, allow_pipes=args.allow_pipes).utterances.values())
     points = split_points([utterance.duration or 1.0 for utterance in utterances], args.nj)

@@ -38,7 +38,8 @@ def main(argv=None) -> None:
 
 def make_entries(data: Path, feats: Path, config) -> tuple[list[dict], Counter]:
     """Lines of data.jsonl in the data directory's order, and how many utterances were dropped for which reason."""
-    from steermoe.data.kaldi_dir import DataDir, read_map
+    from steermoe.data.kaldi_dir import DataDir
+    from steermoe.data.kaldi_files import read_map
     from steermoe.registry import resolve
 
     encode = resolve("llm", config.llm).text_encoder(config.llm_conf["model"])

@@ -42,7 +42,7 @@ class WhisperLogMel:
         padded = min(size + N_FFT, WINDOW_SAMPLES) if size <= WINDOW_SAMPLES else size + N_FFT
         samples_n = torch.nn.functional.pad(samples_n, (0, max(padded, N_FFT) - size))
         spectrum = torch.stft(samples_n, N_FFT, HOP, window=_window(), return_complex=True)
-        power_ft = (spectrum.real.square() + spectrum.imag.square())[:, : num_frames(size)]
+        power_ft = spectrum[:, : num_frames(size)].abs() ** 2
         log_mt = (_mel_filters(self.num_mels) @ power_ft).clamp(min=1e-10).log10()
         log_mt = torch.maximum(log_mt, log_mt.max() - 8.0)
         return ((log_mt + 4.0) / 4.0).T.contiguous()
@@ -61,9 +61,7 @@ def _window() -> Tensor:
 @functools.cache
 def _mel_filters(num_mels: int) -> Tensor:
     """(M, N_FFT/2 + 1) Slaney-normalised triangles on the Slaney scale, 0 to 8 kHz."""
-    import torchaudio
+    from transformers.audio_utils import mel_filter_bank
 
-    filters_fm = torchaudio.functional.melscale_fbanks(
-        N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-    )
-    return filters_fm.T.contiguous()
+    filters_fm = mel_filter_bank(N_FFT // 2 + 1, num_mels, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(filters_fm.T).float().contiguous()

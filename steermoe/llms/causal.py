@@ -37,7 +37,9 @@ class CausalLM(nn.Module):
     def from_pretrained(cls, model: str, *, dtype: str = "auto", **conf) -> "CausalLM":
         """model: local folder, hub id or catalog name. Never runs code from the model's folder."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         path = find_model(model, kind="llm")
         try:
             llm = AutoModelForCausalLM.from_pretrained(path, dtype=resolve_dtype(dtype), use_safetensors=True)

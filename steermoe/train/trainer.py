@@ -46,7 +46,6 @@ class Trainer:
         self.collator = Collator(model.llm, config.data_conf.prompt)
         self.step = self.epoch = self.batches_done = self.nonfinite = self.bad_validations = 0
         self.best_loss = math.inf
-        self.seconds = 0.0
         self.unsaved: list[dict] = []  # log lines since the last save
         self.losses: deque[float] = deque(maxlen=50)
 
@@ -65,7 +64,7 @@ class Trainer:
             while self.step < conf.max_steps and not self.stopped_early():
                 begun = time.monotonic()
                 figures = self.optimizer_step(list(itertools.islice(batches, conf.accum_grad)))
-                self.seconds += time.monotonic() - begun
+                figures["seconds"] = round(time.monotonic() - begun, 3)
                 self.unsaved.append(figures)
                 self.losses.append(figures["loss"])
                 validate = self.step % conf.valid_steps == 0 or self.step == conf.max_steps
@@ -181,4 +180,4 @@ class Trainer:
         return self.exp / "log" / "train.jsonl"
 
 
-COUNTERS = ("step", "epoch", "batches_done", "nonfinite", "bad_validations", "best_loss", "seconds")
+COUNTERS = ("step", "epoch", "batches_done", "nonfinite", "bad_validations", "best_loss")

@@ -1,0 +1,99 @@
+"""The configuration: every key known, typed, overridable; every error names the place and the nearest key."""
+
+import pytest
+
+from steermoe.bin.cli import Parser, parse_with_config
+from steermoe.config import Config, load_config, parse_overrides
+from steermoe.errors import UserError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_over_the_defaults(tmp_path):
+    config = load_config(write(tmp_path, "steering_conf: {num_experts: 4}\noptim_conf: {lr: {router: 1e-5}}\n"))
+    assert config.steering_conf == {"num_experts": 4}
+    assert config.optim_conf.lr == {"projector": 1e-4, "steering": 1e-2, "router": 1e-5}
+
+
+def test_saved_and_loaded_again_it_is_the_same(tmp_path):
+    config = load_config(None, ["--train-conf.seed", "7", "--llm-conf.system", '""', "--data-conf.prompt", "写: <audio>"])
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "read"),
+    [("--train-conf.max-steps", "20", 20), ("--optim_conf.warmup_steps", "3", 3), ("--optim-conf.lr.router", "1e-4", 1e-4)],
+)
+def test_overrides_on_the_command_line(word, value, read):
+    config = load_config(None, [word, value])
+    for part in word[2:].replace("-", "_").split("."):
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    assert config == read
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("encodr: whisper", "unknown key encodr .did you mean 'encoder'"),
+        ("train_conf: {max_step: 3}", "unknown key train_conf.max_step .did you mean 'max_steps'"),
+        ("steering_conf: {experts: 3}", "unknown key steering_conf.experts .did you mean 'num_experts'"),
+        ("steering_conf: {num_experts: four}", "steering_conf.num_experts: 'four' is not a whole number"),
+        ("projector: conv", "projector: 'conv' is unknown"),
+        ("optim_conf: {lr: {routr: 1}}", "optim_conf.lr.routr .did you mean 'router'"),
+        ("optim_conf: {schedule: step}", "schedule"),
+        ("decode_conf: {beam: 0}", "decode_conf.beam: 0 is below 1"),
+        ("train_conf: {max_steps: 0}", "train_conf.max_steps: 0 is below 1"),
+        ("train_conf: {seed: true}", "train_conf.seed: True is not a whole number"),
+        ("train_conf: 3", "train_conf holds keys"),
+        ("encoder_conf: {window: trim}", "encoder_conf.model is missing"),
+        ("a: b: c", ":1: not YAML"),
+        ("- 1", "list of `key: value`"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=message):
+        load_config(path)
+
+
+def test_yaml_never_runs_code(tmp_path):
+    with pytest.raises(UserError, match="not YAML"):
+        load_config(write(tmp_path, "encoder: !!python/object/apply:os.system ['true']"))
+
+
+@pytest.mark.parametrize("words", [["--train-conf.seed"], ["train-conf.seed", "1"]])
+def test_overrides_come_in_pairs(words):
+    with pytest.raises(UserError, match="--train-conf"):
+        parse_overrides(words)
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match="nowhere.yaml: no such file"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--out=x"], "--out x"), (["--ot", "x"], "did you mean '--out'"), (["--train-cnf.seed", "1"], "did you mean '--train-conf'")],
+)
+def test_options_of_a_verb(words, message, capsys):
+    parser = Parser(prog="x")
+    parser.add_argument("--config")
+    parser.add_argument("--out")
+    with pytest.raises(SystemExit) as stopped:
+        parse_with_config(parser, words)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_list_of_keys_is_deliberate():
+    """A new option is a decision: change this list with the documentation."""
+    keys = {f"{part}.{key}" for part in ("data_conf", "optim_conf", "train_conf", "decode_conf") for key in vars(getattr(Config(), part))}
+    assert sorted(key.partition(".")[2] for key in keys if key.startswith("train_conf")) == [
+        "accum_grad", "batch_frames", "grad_clip", "max_batch", "max_steps", "num_threads", "patience", "save_steps", "seed", "valid_steps",
+    ]  # fmt: skip
+    assert len(keys) == 29
