@@ -51,7 +51,8 @@ def test_roundtrip_within_the_compression_error(tmp_path_factory, method, matrix
 
 def test_text_double_and_every_compression_of_kaldiio_is_read(tmp_path):
     matrices = {"a": random_matrix(3, 4), "b": random_matrix(300, 40).astype(np.float64)}
-    for name, options in {"text": {"text": True}, "binary": {}, **{str(m): {"compression_method": m} for m in range(1, 6)}}.items():
+    compressed = {str(method): {"compression_method": method} for method in range(1, 6)}
+    for name, options in {"text": {"text": True}, "binary": {}, **compressed}.items():
         ark, scp = str(tmp_path / f"{name}.ark"), tmp_path / f"{name}.scp"
         kaldiio.save_ark(ark, matrices, scp=str(scp), **options)
         expected = dict(kaldiio.load_ark(ark))
@@ -66,7 +67,8 @@ def test_text_as_kaldi_writes_it(tmp_path):
     path.write_text("utt1  [\n  1 2.5 -3e-05\n  4 5 inf ]\nutt2  [\n  7 8 ]\n")
     assert read_matrix(f"{path}:5").tolist() == [[1, 2.5, np.float32(-3e-5)], [4, 5, np.inf]]
     assert read_matrix(f"{path}:{path.read_bytes().index(b'utt2') + 5}").tolist() == [[7, 8]]
-    for text, message in (("u  [\n 1 2\n 3 ]\n", "different length"), ("u  [\n 1 x ]\n", "no numbers"), ("u  [\n 1 2\n", "has no ]")):
+    for text, message in (("[\n 1 2\n 3 ]\n", "different length"), ("[\n 1 x ]\n", "no numbers"), ("[\n 1 2\n", "has no ]")):
+        text = f"u  {text}"
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             read_matrix(f"{path}:2")

@@ -51,7 +51,7 @@ def _check_audio(path: str, allow_pipes: bool) -> None:
     with Progress("check audio", len(utterances), "utt") as progress:
         for utterance in utterances.values():
             try:
-                load_audio(utterance.wav, utterance.start, utterance.end, allow_pipes=allow_pipes)
+                load_audio(utterance.wav, utterance.start, utterance.end, None, allow_pipes)
             except UserError as error:
                 broken.append(f"{utterance.utt}: {error}")
                 progress.write(broken[-1])

@@ -35,12 +35,16 @@ MAX_KERNEL = 20_000_000
 
 
 def load_audio(
-    path: str | Path, start: float | None = None, end: float | None = None, sample_rate: int = 16000, allow_pipes: bool = False
+    path: str | Path,
+    start: float | None = None,
+    end: float | None = None,
+    sample_rate: int | None = 16000,
+    allow_pipes: bool = False,
 ) -> np.ndarray:
     """Reads a file, or [start, end) of it in seconds, as float32 (N,), channels averaged, full scale = 1.0.
 
-    path: a file, `file.ark:offset`, or a command ending in `|` (only with allow_pipes). Only the slice is read and resampled.
-    A lossy format may overshoot 1.0 by a little.
+    path: a file, `file.ark:offset`, or a command ending in `|` (only with allow_pipes). sample_rate: None is the file's own.
+    Only the slice is read and resampled. A lossy format may overshoot 1.0 by a little.
     UserError names the file: missing, empty, truncated, zero-length, not audio, a segment outside, samples that are no numbers.
     """
     name = str(path)
@@ -57,7 +61,7 @@ def load_audio(
         raise UserError(f"{name}: has no samples (zero-length audio); remove the utterance")
     if not np.isfinite(samples).all():
         raise UserError(f"{name}: has samples that are NaN or infinite; write the file again or remove the utterance")
-    return samples if rate == sample_rate else resample(samples, rate, sample_rate)
+    return samples if sample_rate in (None, rate) else resample(samples, rate, sample_rate)
 
 
 def duration(path: str | Path, allow_pipes: bool = False) -> float:

@@ -113,8 +113,8 @@ class _Fix:
                 f"{self.path}: no utterance would remain: none is in all of {', '.join(self.names)}; "
                 "their utterance-ids differ, correct them (nothing was changed)"
             )
-        whole = len(kept) == len(utt2spk)
-        self.messages.append(f"kept all {len(kept)} utterances" if whole else f"kept {len(kept)} utterances out of {len(utt2spk)}")
+        dropped = len(utt2spk) - len(kept)
+        self.messages.append(f"kept {len(kept)} utterances out of {len(utt2spk)}" if dropped else f"kept all {len(kept)} utterances")
         chosen = {utt: utt2spk[utt] for utt in sorted(kept)}
         if spk_sort:
             self.check_speaker_order(chosen)
@@ -127,8 +127,8 @@ class _Fix:
             if (spk, utt) < previous:
                 raise UserError(
                     f"{self.path / 'utt2spk'}: sorted by utterance it is not by speaker: {utt!r} of {spk!r} comes after "
-                    f"{previous[1]!r} of {previous[0]!r}; make each speaker-id the prefix of its utterance-ids, "
-                    "or give --no-spk-sort"
+                    f"{previous[1]!r} of {previous[0]!r}; make each speaker-id the prefix of its utterance-ids, or give "
+                    "--no-spk-sort"
                 )
             previous = (spk, utt)
 

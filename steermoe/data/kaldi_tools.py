@@ -132,23 +132,57 @@ def balanced_cuts(weights: Sequence[float], parts: int) -> list[int]:
     """Cuts a list into contiguous, non-empty parts of about equal weight.
 
     weights: N numbers >= 0, N >= parts >= 1. Returns parts + 1 positions from 0 to N: part k is [cuts[k], cuts[k + 1]).
+    Every cut goes where the running sum is nearest to its share. Where few heavy items make that bad, the cuts start from the
+    smallest possible heaviest part instead. No part is then over 1.05 times that, because `_even_out` only lowers the heaviest.
     """
     sums = [0.0, *itertools.accumulate(weights)]
+    last = len(weights) - parts  # the cut before part k is at most last + k, so that every later part has an item
     cuts = [0]
     for part in range(1, parts):
-        target = sums[-1] * part / parts
-        cut = bisect.bisect_left(sums, target)
-        if cut > 0 and target - sums[cut - 1] < sums[min(cut, len(weights))] - target:
-            cut -= 1
-        cuts.append(min(max(cut, cuts[-1] + 1), len(weights) - parts + part))
-    return [*cuts, len(weights)]
+        cuts.append(_nearest(sums, sums[-1] * part / parts, cuts[-1] + 1, last + part))
+    cuts = _even_out(sums, [*cuts, len(weights)])
+
+    def packed(capacity: float) -> list[int]:
+        full = [0]
+        for part in range(1, parts):
+            full.append(min(max(bisect.bisect_right(sums, sums[full[-1]] + capacity) - 1, full[-1] + 1), last + part))
+        return [*full, len(weights)]
+
+    low, high = max(weights), _heaviest(sums, cuts)
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _heaviest(sums, packed(middle)) <= middle else (middle, high)
+    return cuts if _heaviest(sums, cuts) <= 1.05 * high else _even_out(sums, packed(high))
+
+
+def _nearest(sums: list[float], target: float, low: int, high: int) -> int:
+    """The position in [low, high] whose running sum is nearest to the target."""
+    cut = bisect.bisect_left(sums, target, low, high)
+    return cut - 1 if cut > low and target - sums[cut - 1] < sums[cut] - target else cut
+
+
+def _heaviest(sums: list[float], cuts: list[int]) -> float:
+    return max(sums[b] - sums[a] for a, b in zip(cuts, cuts[1:]))
+
+
+def _even_out(sums: list[float], cuts: list[int]) -> list[int]:
+    """Moves each cut between its neighbours while that makes the two parts beside it more equal, as Kaldi's split_scp.pl."""
+    moved = True
+    while moved:  # ends: every move makes the sum of squared weights smaller
+        moved = False
+        for part in range(1, len(cuts) - 1):
+            both = sums[cuts[part - 1]] + sums[cuts[part + 1]]
+            cut = _nearest(sums, both / 2, cuts[part - 1] + 1, cuts[part + 1] - 1)
+            if abs(2 * sums[cut] - both) < abs(2 * sums[cuts[part]] - both) * (1 - 1e-9):
+                cuts[part], moved = cut, True
+    return cuts
 
 
 def split(path: str | Path, nj: int, by: str = "duration", per_spk: bool = True) -> list[Path]:
-    """Splits a directory into nj parts; returns their folders, `path/split{nj}/1` … (per utterance: `path/split{nj}utt/1` …).
+    """Splits a directory into nj parts; returns their folders, `path/split{nj}/1` … (by utterance: `split{nj}utt/1`).
 
     The parts are contiguous in C-locale order and balanced. by: "duration" (of utt2dur, utt2num_frames or segments, where one
-    is there; else as "count"), or "count" of utterances. per_spk: a speaker is never cut in two, so nj may not exceed the speakers.
+    is there; else as "count"), or "count" of utterances. per_spk: no speaker is cut in two, so nj may not exceed the speakers.
     Nothing is done where the parts are there and the directory has not changed since.
     """
     path = Path(path)
