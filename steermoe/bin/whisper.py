@@ -55,7 +55,7 @@ def make_parser() -> Parser:
     parser.add_argument("--beam", type=int, default=1, help="beam width; 1 is greedy")
     parser.add_argument("--timestamps", type=boolean, default=False, help="let the decoder mark times (they are not written out)")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="float32", help="of the weights")
-    parser.add_argument("--ngpu", type=int, default=0, choices=(0, 1), help="GPUs")
+    parser.add_argument("--ngpu", type=int, default=0, help="GPUs: 0 or 1")
     parser.add_argument("--allow-pipes", type=boolean, default=False, help="run the commands of wav.scp lines that end in |")
     return parser
 

@@ -338,7 +338,8 @@ def _check_sizes(source: Source, dims: WhisperDims) -> None:
     """Exactly the tensors of a Whisper model of these sizes, and nothing that contradicts the configuration."""
     for key, value in source.stated.items():
         found = getattr(dims, key)
-        if found != value and (found or not key.startswith(("decoder", "vocab", "max_target"))):
+        of_decoder = key.startswith(("decoder", "vocab", "max_target"))
+        if found != value and (dims.decoder_layers or not of_decoder):
             raise UserError(f"{source.where}: the configuration says {key} = {value}, the tensors say {found}: they are not a pair")
     expected = _expected(dims)
     missing = [name for name in expected if name not in source.shapes]

@@ -65,6 +65,7 @@ class WhisperDecoder:
             no_timestamps_token_id=self.tokens.no_timestamps,
             max_initial_timestamp_index=50,  # the first phrase begins within a second, as in OpenAI's own decoding
         )
+        self.model.generation_config = self.generation  # what is None above must stay None
         rules = WhisperTimeStampLogitsProcessor(self.generation, begin_index=len(self.prompt))
         self.processors = [rules] if timestamps else []
 
@@ -139,6 +140,12 @@ def build_model(checkpoint: WhisperCheckpoint):
         decoder_ffn_dim=dims.decoder_ffn_dim,
         max_source_positions=dims.max_source_positions,
         max_target_positions=dims.max_target_positions,
+        pad_token_id=0,  # special tokens are the caller's: they depend on the vocabulary
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
     )
     with torch.device("meta"):  # no time spent on random weights
         model = WhisperForConditionalGeneration(config)
