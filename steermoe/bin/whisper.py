@@ -47,7 +47,7 @@ def main(argv=None) -> None:
 
 def make_parser() -> Parser:
     parser = Parser(prog="steermoe whisper", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="whisper-tiny.en", help="catalog name, hub id, folder or .pt file of a whole Whisper model")
+    parser.add_argument("--model", default="whisper-tiny.en", help="a whole Whisper: catalog name, hub id, folder or .pt file")
     parser.add_argument("--data", type=Path, required=True, help="data.jsonl of stage 2; its wav, start and end are read")
     parser.add_argument("--out", type=Path, required=True, help="folder for the hypotheses")
     parser.add_argument("--language", default="en", help="language code of the speech, such as en or zh")

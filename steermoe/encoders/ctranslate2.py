@@ -100,7 +100,7 @@ class ModelBin:
             raise UserError(f"{self.path}: variable {name} has the unknown type {number}; a damaged file? fetch it again")
         size = self._integer("I", name)
         if size != int(np.prod(shape, dtype=np.int64)) * BYTES[TYPES[number]]:
-            raise UserError(f"{self.path}: variable {name}: {size} bytes do not hold {shape} {TYPES[number]}; fetch the file again")
+            raise UserError(f"{self.path}: variable {name}: {size} bytes for {shape} {TYPES[number]}; damaged, fetch it again")
         self.variables[name] = Variable(shape, TYPES[number], self.position)
         self._take(size, name)
 
@@ -132,7 +132,8 @@ def open_ctranslate2(folder: Path) -> Source:
     """A CTranslate2 folder as a Source of transformers' names. UserError names the file and what is not Whisper about it."""
     model = ModelBin(folder / "model.bin")
     if model.specification != SPECIFICATION or model.revision not in REVISIONS:
-        raise UserError(f"{model.path}: holds a {model.specification} revision {model.revision}, not a {SPECIFICATION} up to revision 3")
+        found = f"{model.specification} revision {model.revision}"
+        raise UserError(f"{model.path}: holds a {found}; a {SPECIFICATION} up to revision {REVISIONS[-1]} is needed")
     for name, value in SWITCHES.items():
         if model.scalar(f"decoder/{name}", value) != value:
             raise UserError(f"{model.path}: decoder/{name} is {model.scalar(f'decoder/{name}', value)}, Whisper's is {value}")

@@ -110,7 +110,7 @@ def load_checkpoint(path: str | Path, part: str = "all") -> WhisperCheckpoint:
 
 
 def open_checkpoint(path: str | Path) -> Source:
-    """Picks the layout by the files that are there; no tensor is read yet. UserError if there is no checkpoint, or it is damaged."""
+    """Picks the layout by the files that are there; no tensor is read yet. UserError if there is none, or a damaged one."""
     path = Path(path)
     if path.is_file():
         if path.suffix == ".pt":
@@ -193,7 +193,7 @@ def _open_huggingface(folder: Path, weights: Path) -> Source:
     if config.get("model_type") != "whisper":
         raise UserError(f"{config_path}: model_type is {config.get('model_type')!r}, not 'whisper'")
     if config.get("activation_function", "gelu") != "gelu" or config.get("scale_embedding", False):
-        raise UserError(f"{config_path}: only Whisper's own arithmetic is known (activation_function gelu, scale_embedding false)")
+        raise UserError(f"{config_path}: not Whisper's own arithmetic (activation_function gelu, scale_embedding false)")
     claims = {
         "n_mels": "num_mel_bins",
         "d_model": "d_model",
@@ -340,7 +340,9 @@ def _check_sizes(source: Source, dims: WhisperDims) -> None:
         found = getattr(dims, key)
         of_decoder = key.startswith(("decoder", "vocab", "max_target"))
         if found != value and (dims.decoder_layers or not of_decoder):
-            raise UserError(f"{source.where}: the configuration says {key} = {value}, the tensors say {found}: they are not a pair")
+            raise UserError(
+                f"{source.where}: the configuration says {key} = {value}, the tensors say {found}: they do not belong together"
+            )
     expected = _expected(dims)
     missing = [name for name in expected if name not in source.shapes]
     if missing:
@@ -349,7 +351,7 @@ def _check_sizes(source: Source, dims: WhisperDims) -> None:
     extra = [name for name in source.shapes if name not in expected and name != "proj_out.weight"]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise UserError(f"{source.where}: tensor {extra[0]}{more} is not part of a Whisper model: a different or changed architecture")
+        raise UserError(f"{source.where}: tensor {extra[0]}{more} not part of a Whisper model: a different architecture")
     for name, shape in expected.items():
         if source.shapes[name] != shape:
             raise UserError(f"{source.where}: tensor {name} has shape {source.shapes[name]}, {shape} was expected")

@@ -27,7 +27,7 @@ class Transcript(NamedTuple):
 
 
 class WhisperDecoder:
-    """path: any layout of whisper_checkpoint.py. beam 1 is greedy. dtype, device: where and how it runs; float32 is the reference.
+    """path: any layout of whisper_checkpoint.py. beam 1 is greedy. dtype and device: float32 is the reference.
 
     timestamps: the decoder marks the time of each phrase, as in OpenAI's own transcription; without, it ends early more often.
     """
@@ -71,7 +71,7 @@ class WhisperDecoder:
 
     @torch.inference_mode()
     def transcribe(self, utterances: list[np.ndarray]) -> list[Transcript]:
-        """utterances: float32 (N,) in [-1, 1] at 16 kHz, of any length. Over 30 s one is cut into equal windows, decoded apart."""
+        """utterances: float32 (N,) in [-1, 1] at 16 kHz, of any length; over 30 s it is cut into equal windows."""
         windows = [split_windows(samples) for samples in utterances]
         flat = [window for utterance in windows for window in utterance]
         done = []
@@ -157,7 +157,7 @@ def build_model(checkpoint: WhisperCheckpoint):
 
 
 def load_tokens(folder: Path, vocab_size: int) -> tuple[WhisperTokens, Path]:
-    """Tokens and the vocabulary file they came from: the model's own folder, else the catalog's vocabulary of all Whisper models."""
+    """Tokens, and the vocabulary file they came from: in the model's own folder, else the catalog's for all Whisper models."""
     found = read_table(folder, vocab_size)
     if found is None:
         from steermoe.fetch import find_model
@@ -166,8 +166,8 @@ def load_tokens(folder: Path, vocab_size: int) -> tuple[WhisperTokens, Path]:
             shared = find_model(VOCABULARY, kind="vocabulary")
         except UserError as error:
             raise UserError(
-                f"{folder}: no vocabulary (*.tiktoken, vocab.json, tokenizer.json, vocabulary.json or vocabulary.txt); put one there. "
-                f"Fetching one failed: {error}"
+                f"{folder}: no vocabulary (*.tiktoken, vocab.json, tokenizer.json, vocabulary.json or vocabulary.txt); "
+                f"put one there. Fetching one failed: {error}"
             ) from None
         found = read_table(shared, vocab_size)
         if found is None:

@@ -1,7 +1,8 @@
 """Whisper's token ids: the special ones by vocabulary size, text by a byte table, and what its decoder must not write.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", and the tokenizer published with it: the
-byte-pair tokens come first (id = rank), then <|endoftext|>, <|startoftranscript|>, the languages, six task tokens, <|notimestamps|>.
+byte-pair tokens come first (id = rank), then <|endoftext|>, <|startoftranscript|>, the languages, five task tokens,
+<|notimestamps|> and the timestamps.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from steermoe.registry import nearest
 
 # In the order of their token ids; Cantonese came with large-v3.
 LANGUAGES = (
-    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy sk te fa "
-    "lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps tk nn "
-    "mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy "
+    "sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo "
+    "uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 ).split()
 # Vocabulary size -> (number of byte-pair tokens, number of language tokens). All three end with 1501 timestamps.
 SIZES = {51864: (50256, 99), 51865: (50257, 99), 51866: (50257, 100)}
 ENGLISH_ONLY = 51864
 
-# What is written but not spoken (speaker tags, [noises], music); alone or after a space. Apostrophe and hyphen only before a word.
+# Written but not spoken (speaker tags, [noises], music), alone or after a space.
 SYMBOLS = list("\"#()*+/:;<=>@[\\]^_`{|}~「」『』") + "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split()
 MUSIC = "♩♪♫♬♭♮♯"  # tokenised into pieces: the first piece is forbidden
 
@@ -76,6 +77,7 @@ class WhisperTokens:
     @cached_property
     def suppressed(self) -> list[int]:
         """Never written: symbols that are not speech, and the special tokens other than the end."""
+        # A hyphen or an apostrophe stays possible inside a word, not as a beginning.
         found = {self.encode_word(" -")[0], self.encode_word(" '")[0]}
         for symbol in [*SYMBOLS, *MUSIC]:
             for pieces in (self.encode_word(symbol), self.encode_word(" " + symbol)):
@@ -137,7 +139,7 @@ def _read_tiktoken(path: Path) -> list[bytes]:
 
 
 def _read_listed(path: Path, count: int) -> list[bytes]:
-    """Tokens in GPT-2's printable spelling of bytes: a JSON dictionary or list, or one token a line. Ids from `count` on are left out."""
+    """Tokens in GPT-2's printable spelling of bytes: a JSON dictionary or list, or one a line; ids from `count` on left out."""
     if path.suffix == ".txt":
         tokens = [line for _, line in read_lines(path)][:count]
     else:
