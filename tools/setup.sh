@@ -75,8 +75,10 @@ find_base() { # a python >= 3.10 that can make virtual environments
 make_venv() {
   local free_kb
   free_kb=$(df -Pk "$tools" | awk 'NR == 2 {print $4}')
-  [ "$free_kb" -ge "$needed_kb" ] || die "$tools: $((free_kb / 1000)) MB free, the environment takes $((needed_kb / 1000)) MB; free some"
-  # What a killed pip leaves can look installed and not be, so an unfinished environment is made anew; pip's cache saves the downloads.
+  [ "$free_kb" -ge "$needed_kb" ] ||
+    die "$tools: $((free_kb / 1000)) MB free, the environment takes $((needed_kb / 1000)) MB; free some"
+  # What a killed pip leaves can look installed and not be, so an unfinished environment is made anew; pip's cache saves the
+  # downloads.
   if [ -f "$venv/.unfinished" ] || ! "$venv/bin/python" -c "" 2> /dev/null; then
     rm -rf "$venv"
   fi
@@ -88,7 +90,8 @@ make_venv() {
   TMPDIR=$venv/tmp "$venv/bin/python" -m pip install --disable-pip-version-check -r "$requirements" >&2 ||
     die "pip could not install tools/requirements.txt (see above); put that right and run the same command again"
   say "checking the installed libraries"
-  "$venv/bin/python" -c "import torch, torchaudio, transformers" >&2 || die "the installed libraries do not work together (see above)"
+  "$venv/bin/python" -c "import torch, torchaudio, transformers" >&2 ||
+    die "the installed libraries do not work together (see above)"
   rm -rf "$venv/tmp" "$venv/.unfinished"
   printf '%s\n' "$wanted" > "$stamp.tmp"
   mv "$stamp.tmp" "$stamp"

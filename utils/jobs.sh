@@ -8,8 +8,8 @@ mem=""
 gpu=0
 num_threads=0
 jobs_usage="usage: ${0##*/} [--max-jobs-run N] [--num-threads N] [--gpu N] [--mem 4G] [JOB=1:nj] LOG COMMAND [ARGUMENT…]
-  Runs COMMAND for JOB = 1 … nj, with JOB in LOG and in the arguments replaced by the number. Without JOB=…: once, and what the
-  command prints is shown as well. Status 0 if all succeed; otherwise says which failed and shows the end of its log."
+  Runs COMMAND for JOB = 1 … nj, with JOB in LOG and in the arguments replaced by the number. Without JOB=…: once, and what
+  the command prints is shown as well. Status 0 if all succeed; otherwise says which failed and shows the end of its log."
 
 jobs_error() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
@@ -49,6 +49,19 @@ $jobs_usage"
   [ -z "$job_name" ] || [ "$first" = "$last" ] || [[ $log == *"$job_name"* ]] ||
     jobs_error "$log: put $job_name in the log's name, or all jobs write to one file"
   mkdir -p "$(dirname "$log")"
+}
+
+# True if pipeline.sh has started this script and is gone, killed without being able to say so. (It may still be there as a
+# zombie, so the question is who the parent is now.)
+orphaned() {
+  local parent
+  [ -n "$PIPELINE_PID" ] || return 1
+  if [ -r "/proc/$$/stat" ]; then
+    read -r _ _ _ parent _ < "/proc/$$/stat"
+    [ "$parent" != "$PPID" ]
+  else
+    ! kill -0 "$PPID" 2> /dev/null
+  fi
 }
 
 log_of() { if [ -n "$job_name" ]; then printf '%s' "${log//"$job_name"/$1}"; else printf '%s' "$log"; fi; }
@@ -103,6 +116,6 @@ report_failure() { # NUMBER STATUS
     return
   fi
   printf '%s: job %s of %s:%s failed with status %s; the end of %s:\n' "${0##*/}" "$1" "$first" "$last" "$2" "$file" >&2
-  awk '/^# Started/ { n = 0; next } !/^#/ { line[n++] = $0 } END { for (i = n > 15 ? n - 15 : 0; i < n; i++) print "  | " line[i] }' \
-    "$file" >&2
+  awk '/^# Started/ { n = 0 } !/^#/ { line[n++] = $0 }
+    END { for (i = n > 15 ? n - 15 : 0; i < n; i++) print "  | " line[i] }' "$file" >&2
 }

@@ -112,7 +112,7 @@ stage_data() {
   here data/.log/data_prep.log "${prepare[@]}" --corpus "$corpus_dir" --out data
   for name in "${sets[@]}"; do
     [ -d "data/$name" ] || die "data/$name is missing; the data sets of this corpus are: $(cd data && echo */)"
-    here data/.log/validate.log "$PYTHON" -m steermoe.bin.data_dir validate "data/$name"
+    here data/.log/validate.log "$PYTHON" -m steermoe.bin.data_dir validate --no-feats "data/$name"
   done
 }
 
@@ -191,11 +191,13 @@ print("--unit", conf["unit"], "--normalizer", conf["normalizer"], sep="\n")' "$1
 
 # exp/NAME/run.sh repeats the whole run with the options that made it.
 write_repeat() {
+  local version
+  version=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
   mkdir -p "$exp"
   {
-    printf '#!/usr/bin/env bash\n# Repeats this experiment; made from git %s.\n' "$(git rev-parse --short HEAD 2> /dev/null || echo unknown)"
+    printf '#!/usr/bin/env bash\n# Repeats this experiment; made from git %s.\n' "$version"
     # shellcheck disable=SC2016 # for the script that is written
-    printf 'cd "$(dirname "${BASH_SOURCE[0]}")/../.." && exec ./%s %s"$@"\n' "${0##*/}" "${given:+$given }"
+    printf 'cd "$(dirname "${BASH_SOURCE[0]}")/../.." && exec bash %s %s"$@"\n' "${0##*/}" "${given:+$given }"
   } > "$exp/.run.sh.tmp"
   chmod +x "$exp/.run.sh.tmp"
   mv "$exp/.run.sh.tmp" "$exp/run.sh"
@@ -239,7 +241,7 @@ as_tag() {
   printf '%s' "${tag//[^A-Za-z0-9_.+-]/}"
 }
 
-# Splits the overrides: decode_conf's are for decoding, all others change the model and are for every verb that reads the configuration.
+# Splits the overrides: decode_conf's are for decoding; all others are for every verb that reads the training configuration.
 sort_overrides() {
   local index
   config_overrides=() decode_overrides=()
@@ -356,6 +358,6 @@ report() {
   case $1 in
     0) ;;
     130 | 143) say "${0##*/}: stopped; the same command goes on from here" ;;
-    *) [ -z "$current" ] || say "${0##*/}: stage $current (${stage_names[current + 1]}) failed; put it right and run the same command again" ;;
+    *) [ -z "$current" ] || say "${0##*/}: stage $current (${stage_names[current + 1]}) failed, see above" ;;
   esac
 }

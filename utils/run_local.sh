@@ -47,7 +47,7 @@ start() {
   pid_of[$number]=$!
 }
 
-next=$first finished=0 failed=0 last_progress=$SECONDS
+next=$first finished=0 failed=0 last_progress=$SECONDS polls=0
 [ -n "$job_name" ] || shown_bytes=$(log_size)
 while true; do
   while [ "$next" -le "$last" ] && [ "${#pid_of[@]}" -lt "$max_jobs_run" ] && [ "$failed" -eq 0 ]; do
@@ -67,15 +67,18 @@ while true; do
       report_failure "$number" "$status"
     fi
   done
-  [ "${#pid_of[@]}" -gt 0 ] || break
-  # Started by pipeline.sh, which was killed without being able to say so.
-  [ -z "${PIPELINE_PID-}" ] || kill -0 "$PIPELINE_PID" 2> /dev/null || stop 143
+  if [ "${#pid_of[@]}" -eq 0 ]; then
+    if [ "$next" -gt "$last" ] || [ "$failed" -ne 0 ]; then break; fi
+    continue
+  fi
+  if orphaned; then stop 143; fi
   if [ -z "$job_name" ]; then
     show_new
   elif [ "$((SECONDS - last_progress))" -ge 10 ]; then
     last_progress=$SECONDS
     show_progress "$finished"
   fi
-  sleep 0.2
+  polls=$((polls + 1))
+  if [ "$polls" -lt 40 ]; then sleep 0.05; else sleep 0.25; fi
 done
 exit "$failed"

@@ -51,7 +51,7 @@ count_finished() { find "$work" -name 'status.*' ! -name '*.tmp' | wc -l; }
 [ -n "$job_name" ] || shown_bytes=$(log_size)
 last_progress=$SECONDS
 while kill -0 "$waiting" 2> /dev/null; do
-  [ -z "${PIPELINE_PID-}" ] || kill -0 "$PIPELINE_PID" 2> /dev/null || cancel 143
+  if orphaned; then cancel 143; fi
   if [ -z "$job_name" ]; then
     show_new
   elif [ "$((SECONDS - last_progress))" -ge 10 ]; then

@@ -73,7 +73,7 @@ def find_transcripts(corpus: Path) -> Path:
         raise UserError(f"{corpus}: no such folder; run stage -1 (./run.sh --stage download), or give --corpus DIR")
     found = sorted([*corpus.rglob("core-sounds-??.txt"), *corpus.rglob("core-sounds-??.txt.gz")])
     if not found:
-        raise UserError(f"{corpus}: no core-sounds-en.txt or core-sounds-en.txt.gz in it; give the folder that holds the transcripts too")
+        raise UserError(f"{corpus}: no core-sounds-en.txt or core-sounds-en.txt.gz in it; the transcripts must be there too")
     return found[0]
 
 
@@ -163,8 +163,8 @@ def read_prompts(texts: dict[str, str], sounds: dict[str, Path]) -> dict[str, Pr
 
 
 def split(prompts: dict[str, Prompt]) -> dict[str, list[str]]:
-    """{"train" | "dev" | "test": utterance ids}. All prompts with the same bare words go to the same set; which one depends on the
-    words alone, through their SHA-256.
+    """{"train" | "dev" | "test": utterance ids}. All prompts with the same bare words go to the same set; chance is the
+    SHA-256 of the words.
     """
     same_text: dict[str, list[str]] = {}
     for utt, prompt in prompts.items():

@@ -34,16 +34,15 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 cd "$work"
 
-fetch() { # options of apt-get
-  apt-get "$@" -q -o APT::Sandbox::User=root -o Acquire::Retries=2 -o Acquire::http::Timeout=20 download "${packages[@]}"
-}
+apt() { apt-get -q -o APT::Sandbox::User=root -o Acquire::Retries=2 -o Acquire::http::Timeout=20 "$@"; }
 echo "download: ${packages[*]} (10.6 MB)" >&2
-if ! fetch > apt.log 2>&1; then
+if ! apt download "${packages[@]}" > apt.log 2>&1; then
   echo "download: no package lists on this machine, getting them into a temporary folder" >&2
   mkdir -p state/lists/partial cache/archives/partial
-  own=(-o "Dir::State=$work/state" -o "Dir::State::status=/var/lib/dpkg/status" -o "Dir::Cache=$work/cache")
-  apt-get "${own[@]}" -q -o APT::Sandbox::User=root -o Acquire::Retries=2 -o Acquire::http::Timeout=20 update > apt.log 2>&1 || true
-  fetch "${own[@]}" > apt.log 2>&1 || die "apt-get cannot get ${packages[*]}: $(grep '^E:' apt.log | head -n 3)
+  own=(-o Dir::State="$work/state" -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache="$work/cache")
+  apt "${own[@]}" update > apt.log 2>&1 || true
+  apt "${own[@]}" download "${packages[@]}" > apt.log 2>&1 ||
+    die "apt-get cannot get ${packages[*]}: $(grep '^E:' apt.log | head -n 3)
   $ways_on"
 fi
 for package in ./*.deb; do
@@ -55,11 +54,13 @@ mv files/usr/share/asterisk/sounds/en_US_f_Allison result/sounds
 gzip -dc files/usr/share/doc/$name/core-sounds-en.txt.gz > result/core-sounds-en.txt
 cp files/usr/share/doc/$name/copyright result/LICENCE
 got=$(sha256sum < result/core-sounds-en.txt)
-[ "${got%% *}" = "$transcripts_sha256" ] || die "core-sounds-en.txt has SHA-256 ${got%% *}, wanted $transcripts_sha256: another version
-  of the package $name; $ways_on"
+[ "${got%% *}" = "$transcripts_sha256" ] ||
+  die "core-sounds-en.txt has SHA-256 ${got%% *}, wanted $transcripts_sha256: another version of the package $name;
+  $ways_on"
 got=$(cd result/sounds && find . -type f | sort | xargs sha256sum | sha256sum)
-[ "${got%% *}" = "$sounds_sha256" ] || die "the sounds have SHA-256 ${got%% *}, wanted $sounds_sha256: another version of the package
-  $name-g722; $ways_on"
+[ "${got%% *}" = "$sounds_sha256" ] ||
+  die "the sounds have SHA-256 ${got%% *}, wanted $sounds_sha256: another version of the package $name-g722;
+  $ways_on"
 cd - > /dev/null
 if ! mv -T "$work/result" "$downloads/$name" 2> /dev/null; then
   [ -d "$downloads/$name" ] || die "$downloads/$name cannot be written" # else another run was faster

@@ -1,0 +1,225 @@
+"""utils/run_local.sh, run_slurm.sh and cmd.sh (run.pl's contract), utils/parse_options.sh, and shellcheck over every script."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+UTILS = ROOT / "utils"
+# Runs the script it is given as an array, one task after another, as sbatch --wait would have it run on nodes.
+SBATCH = """#!/usr/bin/env bash
+echo "$@" > "$FAKE_SLURM/submitted"
+for word; do case $word in --array=*) range=${word#--array=} ;; esac; done
+echo "42;cluster"
+script=${!#}
+[ -z "$FAKE_REFUSE" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }
+[ -n "$range" ] || { bash "$script"; exit; }
+range=${range%%%*} status=0
+for ((task = ${range%%-*}; task <= ${range##*-}; task++)); do
+  [ "$task" != "$FAKE_LOSE" ] || { status=1; continue; }
+  SLURM_ARRAY_TASK_ID=$task bash "$script" || status=1
+done
+exit $status
+"""
+
+
+def bash(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    settings = {"text": True, "capture_output": True, "stdin": subprocess.DEVNULL, "timeout": 60}
+    return subprocess.run(["bash", *words], cwd=cwd, env=os.environ | environment, **settings)
+
+
+@pytest.fixture(params=["run_local.sh", "run_slurm.sh"])
+def runner(request, tmp_path):
+    """Calls one of the back ends in tmp_path."""
+    slurm = tmp_path / "slurm"
+    slurm.mkdir()
+    (slurm / "sbatch").write_text(SBATCH)
+    (slurm / "sbatch").chmod(0o755)
+    path = f"{slurm}:{os.environ['PATH']}"
+    return lambda *words, **environment: bash(
+        str(UTILS / request.param), *words, cwd=tmp_path, PATH=path, FAKE_SLURM=str(slurm), OMP_NUM_THREADS="", **environment
+    )
+
+
+def test_jobs_run_with_their_number_in_log_and_arguments(runner, tmp_path):
+    script = 'echo "number $1 of $2 with $OMP_NUM_THREADS threads" > out.$1'
+    done = runner("JOB=2:4", "log/x.JOB.log", "bash", "-c", script, "-", "JOB", "a b")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("out.*")) == ["out.2", "out.3", "out.4"]
+    assert (tmp_path / "out.3").read_text() == "number 3 of a b with 1 threads\n"
+    log = (tmp_path / "log/x.3.log").read_text()
+    assert "# bash -c" in log and "# Started at " in log and "# Ended (code 0) at " in log
+
+
+def test_a_failing_job_is_named_with_the_end_of_its_log(runner, tmp_path):
+    script = 'echo "earlier line"; echo "what happened in $1"; [ "$1" != 2 ] || exit 5'
+    done = runner("JOB=1:3", "log/x.JOB.log", "bash", "-c", script, "-", "JOB")
+    assert done.returncode != 0
+    assert "job 2 of 1:3 failed with status 5" in done.stderr and "log/x.2.log" in done.stderr
+    assert "what happened in 2" in done.stderr and "what happened in 1" not in done.stderr
+    assert "# Ended (code 5)" in (tmp_path / "log/x.2.log").read_text()
+
+
+def test_a_single_job_is_shown_and_logs_are_kept_on_a_second_run(runner, tmp_path):
+    done = runner("log/train.log", "bash", "-c", "echo first; echo second >&2")
+    assert done.returncode == 0 and done.stderr.splitlines() == ["first", "second"]
+    done = runner("log/train.log", "bash", "-c", "echo third; exit 3")
+    assert done.returncode != 0 and "first" not in done.stderr and "third" in done.stderr
+    assert "log/train.log" in done.stderr and "status 3" in done.stderr
+    log = (tmp_path / "log/train.log").read_text()
+    assert log.index("first") < log.index("third")
+
+
+def test_a_command_that_cannot_be_found_fails(runner):
+    done = runner("JOB=1:1", "log/x.JOB.log", "no_such_command_anywhere")
+    assert done.returncode != 0 and "no_such_command_anywhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["JOB=1:2", "log/x.log", "true"], "put JOB in the log's name"),
+        (["JOB=3:2", "log/x.JOB.log", "true"], "not a range"),
+        (["JOB=0:2", "log/x.JOB.log", "true"], "not a range"),
+        (["--max-jobs", "2", "log/x.log", "true"], "unknown option --max-jobs"),
+        (["--gpu", "many", "log/x.log", "true"], "--gpu needs a whole number"),
+        (["log/x.log"], "a log file and a command are needed"),
+    ],
+)
+def test_wrong_use_is_one_message(runner, words, message):
+    done = runner(*words)
+    assert done.returncode == 1 and message in done.stderr
+
+
+def test_local_runs_at_most_so_many_at_once(tmp_path):
+    script = 'ls running.* 2> /dev/null | wc -l >> seen; touch running.$1; sleep 0.3; rm running.$1'
+    command = [str(UTILS / "run_local.sh"), "--max-jobs-run", "2", "JOB=1:5", "log/JOB.log", "bash", "-c", script, "-", "JOB"]
+    done = bash(*command, cwd=tmp_path)
+    assert done.returncode == 0
+    seen = [int(line) for line in (tmp_path / "seen").read_text().split()]
+    assert len(seen) == 5 and max(seen) == 1
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="no flock on this machine")
+def test_local_waits_for_an_earlier_run_of_the_same_jobs(tmp_path):
+    command = [str(UTILS / "run_local.sh"), "log/x.log", "bash", "-c", "sleep 1; echo $PPID >> order"]
+    first = subprocess.Popen(["bash", *command], cwd=tmp_path, stderr=subprocess.PIPE)
+    while not (tmp_path / "log/x.log").exists():
+        time.sleep(0.02)
+    first.kill()  # its job lives on and still writes
+    first.wait()
+    done = bash(*command, cwd=tmp_path)
+    assert done.returncode == 0 and "waiting for an earlier run of the same jobs" in done.stderr
+    assert len((tmp_path / "order").read_text().split()) == 2
+
+
+@pytest.mark.parametrize("lines, shown", [(["dump: 5/10 utt (50 %), 1 utt/s, 00:00:05 left"], "10/20 utt (50 %), 00:00:05 left")])
+def test_progress_of_all_jobs_is_added_up(tmp_path, lines, shown):
+    for job in (1, 2):
+        (tmp_path / f"x.{job}.log").write_text("# Started\n" + "\n".join(lines) + "\n")
+    script = f'. {UTILS}/jobs.sh; parse_jobs JOB=1:2 x.JOB.log true; show_progress 1'
+    done = bash("-c", script, cwd=tmp_path)
+    assert done.stderr.strip() == f"x.JOB.log: 1 of 2 jobs finished, {shown}"
+
+
+def slurm(tmp_path, *words, **environment):
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    environment |= {"CMD_BACKEND": "slurm", "PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_SLURM": str(tmp_path)}
+    return bash(str(UTILS / "cmd.sh"), *words, cwd=tmp_path, **environment)
+
+
+def test_slurm_gets_the_options(tmp_path):
+    options = ["--gpu", "2", "--mem", "4G", "--num-threads", "3", "--max-jobs-run", "5"]
+    done = slurm(tmp_path, *options, "JOB=1:2", "log/x.JOB.log", "true", SLURM_OPTIONS="--partition=gpu --time=1:00")
+    assert done.returncode == 0, done.stderr
+    submitted = (tmp_path / "submitted").read_text().split()
+    for option in ("--array=1-2%5", "--gres=gpu:2", "--mem=4G", "--cpus-per-task=3", "--partition=gpu", "--time=1:00", "--wait"):
+        assert option in submitted
+    assert not list((tmp_path / "log").glob(".slurm*"))
+
+
+def test_slurm_says_which_task_was_killed_and_what_sbatch_refused(tmp_path):
+    done = slurm(tmp_path, "JOB=1:3", "log/x.JOB.log", "true", FAKE_LOSE="2")
+    assert done.returncode == 1 and "job 2 of 1:3 failed with status unknown: Slurm ended it" in done.stderr
+    assert "job 1 " not in done.stderr and "job 3 " not in done.stderr
+
+
+def test_unknown_back_end_and_missing_sbatch(tmp_path):
+    done = bash(str(UTILS / "cmd.sh"), "log/x.log", "true", cwd=tmp_path, CMD_BACKEND="pbs")
+    assert done.returncode == 1 and "no back end pbs" in done.stderr
+    if not shutil.which("sbatch"):
+        done = bash(str(UTILS / "cmd.sh"), "log/x.log", "true", cwd=tmp_path, CMD_BACKEND="slurm")
+        assert done.returncode == 1 and "there is no sbatch on this machine" in done.stderr
+
+
+SCRIPT = """
+nj=4 skip=false tag= help_message="usage: mine [options] data"
+. {utils}/parse_options.sh
+printf '%s|' "$nj" "$skip" "$tag" "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ([], "4|false||"),
+        (["--nj", "8", "--skip", "true", "data", "--nj", "1"], "8|true||data|--nj|1|"),
+        (["--tag", "a b", "--", "--nj"], "4|false|a b|--nj|"),
+        (["--nj", "-1", "-1"], "-1|false||-1|"),
+    ],
+)
+def test_parse_options_as_kaldi_scripts_use_it(tmp_path, words, expected):
+    (tmp_path / "mine").write_text(SCRIPT.format(utils=UTILS))
+    done = bash("mine", *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--jn", "8"], "unknown option --jn"),
+        (["--skip", "yes"], "must be true or false"),
+        (["--nj"], "needs a value"),
+        (["--nj=8"], "--nj 8"),
+        (["--some-conf.key", "1"], "unknown option --some-conf.key"),
+        (["--nj; touch broken", "1"], "unknown option"),
+    ],
+)
+def test_parse_options_refuses(tmp_path, words, message):
+    (tmp_path / "mine").write_text(SCRIPT.format(utils=UTILS))
+    done = bash("mine", *words, cwd=tmp_path)
+    assert done.returncode == 1 and message in done.stderr and done.stdout == ""
+    assert not (tmp_path / "broken").exists()
+    assert "usage: mine" in bash("mine", "--help", cwd=tmp_path).stdout
+
+
+def scripts() -> list[Path]:
+    folders = ("utils", "tools", "tests", "egs")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.sh")] + [ROOT / ".ci" / "run"]
+    ours = [path.relative_to(ROOT) for path in found]
+    # Not what the recipes have made and what is installed.
+    return sorted(path for path in ours if not {"exp", "venv", "downloads", "data", "dump"} & set(path.parts))
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck on this machine")
+def test_every_script_passes_shellcheck():
+    done = subprocess.run(["shellcheck", "-x", "-P", str(ROOT), *map(str, scripts())], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_scripts_are_executable_bash_and_short_recipes():
+    for path in scripts():
+        text = (ROOT / path).read_text()
+        sourced = text.startswith("# shellcheck shell=bash")
+        assert sourced or text.startswith("#!/usr/bin/env bash\n"), path
+        assert sourced or (ROOT / path).stat().st_mode & stat.S_IXUSR, path
+        assert "\r" not in text and max(map(len, text.splitlines())) <= 130, path
+        assert path.name != "run.sh" or len(text.splitlines()) <= 60, path
