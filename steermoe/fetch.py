@@ -56,7 +56,7 @@ def find_model(name_or_path: str | Path, kind: str | None = None) -> Path:
     entry = catalog().get(name)
     if entry:
         if kind not in (None, entry["kind"]):
-            raise UserError(f"{name} is an {entry['kind']}, not an {kind}; known: {', '.join(_names(kind))}")
+            raise UserError(f"{name} is not of the kind {kind} but {entry['kind']}; known: {', '.join(_names(kind))}")
         return fetch(name, entry)
     if not name or local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UserError(f"{name or '(empty)'}: no such folder or file, and no name in the catalog{nearest(name, _names(kind))}")
@@ -382,7 +382,7 @@ def _hash_tensors(files: list[Path]) -> str:
                 header = json.loads(stream.read(length)) if length < file.stat().st_size else None
             header.pop("__metadata__", None)
             where |= {name: (file, 8 + length, tensor) for name, tensor in header.items()}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, TypeError):
             raise UserError(f"{file}: missing or damaged safetensors file; fetch the model again") from None
     digest = hashlib.sha256()
     for name in sorted(where):

@@ -307,6 +307,9 @@ set_up() {
   own_exp=""
   if [ "$own_score" = true ] && [ "${own_role:-whisper}" = whisper ]; then
     own_exp=exp/$(basename "$encoder_name")
+    models=${models%%$'\n'*}
+    # OpenAI's files come without the tokens that their decoder writes.
+    ! compgen -G "${models#*$'\t'}/*.pt" > /dev/null || "$PYTHON" -m steermoe.bin.fetch whisper-vocabulary > /dev/null
   fi
 }
 
