@@ -8,7 +8,7 @@ import numpy as np
 
 from steermoe.errors import UserError
 from steermoe.score import report
-from steermoe.score.align import align
+from steermoe.score.align import align, align_cut, cut_equal_ends, gaps_before, without_first_gaps
 from steermoe.score.network import align_networks, is_balanced
 from steermoe.score.units import Units
 
@@ -36,72 +36,99 @@ class Pairs:
         self.words = np.zeros(len(hyps), np.int32)
 
     def run(self, with_report: bool = True) -> Iterator[bytes]:
-        """Yields the alignments' part of the report, speaker by speaker (empty pieces if with_report is false)."""
+        """Yields the alignments' part of the report, speaker by speaker (empty pieces and no tables if with_report is false)."""
         flat = [(number, utt) for number, utts in enumerate(self.order) for utt in utts]
         for start in range(0, len(flat), CHUNK):
             yield self._chunk(flat[start : start + CHUNK], start, with_report)
 
     def _chunk(self, part: list[tuple[int, str]], start: int, with_report: bool) -> bytes:
-        refs, hyps, all_steps = self._align([utt for _, utt in part])
+        aligned = self._align([utt for _, utt in part])
         pieces = []
         upper = None if self.units.case_sensitive else self.units.upper
         attributes = b"Attributes: Case_sensitve \n" if self.units.case_sensitive else b""  # sclite's spelling
-        last = -1 if start == 0 else self.last
-        for index, (number, utt) in enumerate(part):
-            ref, hyp, steps, speaker = refs[index], hyps[index], all_steps[index], self.speakers[number]
-            if with_report and number != last:
-                pieces.append(report.speaker_head(number, speaker))
-                last = number
-            c, s, d, i = steps.count(b"C"), steps.count(b"S"), steps.count(b"D"), steps.count(b"I")
-            self.words[start + index] = c + s + d
+        for index, (number, utt) in enumerate(part, start):
+            pair, speaker = aligned[index - start], self.speakers[number]
+            steps = pair.steps
+            c = pair.before.count(b" ") + pair.after.count(b" ")
+            s = d = i = 0
+            if steps:
+                c, s, d, i = c + steps.count(b"C"), steps.count(b"S"), steps.count(b"D"), steps.count(b"I")
+                if s or d or i:
+                    self.errors[index] = s + d + i
+                    speaker.s += s
+                    speaker.d += d
+                    speaker.i += i
+                    speaker.sentence_errors += 1
+                    if with_report:
+                        pair.errors = report.find_errors(steps)
+                        self._tabulate(pair.ref, pair.hyp, pair.errors, s, d, i)
             speaker.c += c
-            if s or d or i:
-                self.errors[start + index] = s + d + i
-                speaker.s += s
-                speaker.d += d
-                speaker.i += i
-                speaker.sentence_errors += 1
-                self._tabulate(ref, hyp, steps)
+            self.words[index] = c + s + d
             if with_report:
-                pieces.append(report.alignment(utt.encode(), steps, ref, hyp, upper, attributes))
-        self.last = last
+                if index == 0 or self._last != number:
+                    pieces.append(report.speaker_head(number, speaker))
+                    self._last = number
+                head = b"Scores: (#C #S #D #I) %d %d %d %d\n%s" % (c, s, d, i, attributes)
+                pieces.append(report.utterance(utt.encode(), head, pair, upper))
         return b"".join(pieces)
 
-    def _align(self, utts: list[str]) -> tuple[list[list[bytes]], list[list[bytes]], list[bytes]]:
+    def _align(self, utts: list[str]) -> list[report.Alignment]:
+        """Texts of plain words are compared as bytes and only what differs becomes words; all differences are aligned together.
+        Texts with marks become words at once, or networks that are aligned one by one."""
         units = self.units
-        refs: list = []
-        hyps: list = []
-        special = []
-        for index, utt in enumerate(utts):
-            ref_text, hyp_text = units.lower(self.refs[utt]), units.lower(self.hyps[utt])
-            if units.markup and b"{" in ref_text and not is_balanced(ref_text):
-                raise UserError(f"{self.ref_name}: ({utt}): braces that are no alternation {{ a / b }}; correct them, or use --markup false")
-            ref, hyp = units.plain(ref_text), units.plain(hyp_text)
+        ref_texts = units.lower_all([self.refs[utt] for utt in utts])
+        hyp_texts = units.lower_all([self.hyps[utt] for utt in utts])
+        result: list[report.Alignment] = []
+        open_pairs = []
+        for utt, ref_text, hyp_text, ref, hyp in zip(utts, ref_texts, hyp_texts, units.spaced_all(ref_texts), units.spaced_all(hyp_texts)):
             if ref is None or hyp is None:
-                special.append((index, ref_text, hyp_text))
-                ref = hyp = []
-            refs.append(ref)
-            hyps.append(hyp)
-        steps = align(refs, hyps)
-        for index, ref_text, hyp_text in special:
-            steps[index], refs[index], hyps[index] = align_networks(units.network(ref_text), units.network(hyp_text))
-        return refs, hyps, steps
-
-    def _tabulate(self, ref: list[bytes], hyp: list[bytes], steps: bytes) -> None:
-        tables = self.tables
-        tables.with_sub += b"S" in steps
-        tables.with_del += b"D" in steps
-        tables.with_ins += b"I" in steps
-        at_ref = at_hyp = 0
-        for step in steps:
-            if step == report.I:
-                tables.insertions[hyp[at_hyp]] += 1
-                at_hyp += 1
-                continue
-            if step == report.D:
-                tables.deletions[ref[at_ref]] += 1
+                pair = self._with_marks(utt, ref_text, hyp_text)
+            elif ref == hyp:
+                pair = report.Alignment(ref)
             else:
-                if step == report.S:
-                    tables.confusions[ref[at_ref], hyp[at_hyp]] += 1
-                at_hyp += 1
-            at_ref += 1
+                start, end = cut_equal_ends(ref, hyp)
+                stop = len(ref) - end
+                pair = report.Alignment(ref[:start], ref[start:stop].split(), hyp[start : len(hyp) - end].split(), after=ref[stop:])
+                open_pairs.append(pair)
+            result.append(pair)
+        for pair, steps in zip(open_pairs, align_cut([pair.ref for pair in open_pairs], [pair.hyp for pair in open_pairs])):
+            pair.steps = steps
+            if pair.before and steps[:1] in (b"D", b"I"):
+                _move_first_gaps(pair)
+        return result
+
+    def _with_marks(self, utt: str, ref_text: bytes, hyp_text: bytes) -> report.Alignment:
+        units = self.units
+        if units.markup and b"{" in ref_text and not is_balanced(ref_text):
+            raise UserError(f"{self.ref_name}: ({utt}): braces that are no alternation {{ a / b }}; correct them, or use --markup false")
+        ref, hyp = units.plain(ref_text), units.plain(hyp_text)
+        if ref is not None and hyp is not None:
+            return report.Alignment(b"", ref, hyp, align([ref], [hyp])[0])
+        steps, ref, hyp = align_networks(units.network(ref_text), units.network(hyp_text))
+        return report.Alignment(b"", ref, hyp, steps)
+
+    def _tabulate(self, ref: list[bytes], hyp: list[bytes], errors: list[tuple[int, int, int]], s: int, d: int, i: int) -> None:
+        tables = self.tables
+        tables.with_sub += s > 0
+        tables.with_del += d > 0
+        tables.with_ins += i > 0
+        for step, place, other in errors:
+            if step == report.S:
+                pair = ref[place], hyp[other]
+                tables.confusions[pair] = tables.confusions.get(pair, 0) + 1
+            elif step == report.D:
+                tables.deletions[ref[place]] = tables.deletions.get(ref[place], 0) + 1
+            else:
+                tables.insertions[hyp[other]] = tables.insertions.get(hyp[other], 0) + 1
+
+
+def _move_first_gaps(pair: report.Alignment) -> None:
+    """Gaps right behind the equal beginning stand as late as the walk back from the end allows: that may be inside it."""
+    rest, gaps = without_first_gaps(pair.steps)
+    own = pair.ref if pair.steps[:1] == b"D" else pair.hyp
+    if pair.before[pair.before.rfind(b" ", 0, -1) + 1 : -1] not in own[:gaps]:
+        return
+    words = pair.before.split()
+    r, h = len(words) + (gaps if own is pair.ref else 0), len(words) + (gaps if own is pair.hyp else 0)
+    pair.before, pair.ref, pair.hyp = b"", [*words, *pair.ref], [*words, *pair.hyp]
+    pair.steps = gaps_before(pair.ref, pair.hyp, r, h) + rest

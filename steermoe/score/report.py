@@ -6,14 +6,17 @@ Everything here is bytes, because sclite pads and counts bytes: a Chinese charac
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Iterable, Sequence
 
 from steermoe.score.table import PAGE, Box, center, round_half_up
 
 LINE_WIDTH = 1000  # sclite's default: longer alignments are folded
 C, S, D, I = b"CSDI"
+_ERROR = re.compile(rb"[SDI]")
 
 
 @dataclass
@@ -41,9 +44,9 @@ class Speaker:
 class Tables:
     """What the detailed report counts over all utterances."""
 
-    confusions: Counter = field(default_factory=Counter)  # (ref, hyp) -> count
-    insertions: Counter = field(default_factory=Counter)
-    deletions: Counter = field(default_factory=Counter)
+    confusions: dict[tuple[bytes, bytes], int] = field(default_factory=dict)
+    insertions: dict[bytes, int] = field(default_factory=dict)
+    deletions: dict[bytes, int] = field(default_factory=dict)
     with_sub: int = 0
     with_del: int = 0
     with_ins: int = 0
@@ -110,51 +113,113 @@ def speaker_head(number: int, speaker: Speaker) -> bytes:
     return b"Speaker sentences%4d:  %s   #utts: %d\n" % (number, speaker.name, speaker.sentences)
 
 
-def alignment(utt: bytes, steps: bytes, ref: Sequence[bytes], hyp: Sequence[bytes], upper=None, attributes: bytes = b"") -> bytes:
+def find_errors(steps: bytes) -> list[tuple[int, int, int]]:
+    """(step, place in the reference, place in the hypothesis) of every S, D and I."""
+    found, insertions, deletions = [], 0, 0
+    for match in _ERROR.finditer(steps):
+        at = match.start()
+        found.append((steps[at], at - insertions, at - deletions))
+        insertions += steps[at] == I
+        deletions += steps[at] == D
+    return found
+
+
+@dataclass
+class Alignment:
+    """An utterance: equal words (with a space behind each), then what differs, step by step, then equal words again.
+
+    errors: from find_errors, of the middle part. ref, hyp: the middle part's words as they are shown.
+    """
+
+    before: bytes
+    ref: Sequence[bytes] = ()
+    hyp: Sequence[bytes] = ()
+    steps: bytes = b""
+    after: bytes = b""
+    errors: Sequence[tuple[int, int, int]] = ()
+
+
+def utterance(utt: bytes, head: bytes, aligned: Alignment, upper) -> bytes:
     """One utterance of the `pralign` report, the empty line after it included.
 
-    ref, hyp: the words as they are shown. upper: how words in error are shown, or None (case-sensitive scoring) for as they are.
+    head: the lines under the id. upper: how words in error are shown, or None (case-sensitive scoring) for as they are.
     """
-    counts = steps.count(b"C"), steps.count(b"S"), steps.count(b"D"), steps.count(b"I")
-    head = b"id: (%s)\nScores: (#C #S #D #I) %d %d %d %d\n%s" % (utt, *counts, attributes)
-    if not steps:
-        return head + b"\n"
-    if ref == hyp and steps.count(b"C") == len(steps):
-        text = b" ".join(ref) + b" "
-        if len(text) + 6 < LINE_WIDTH:
-            return b"%sREF:  %s\nHYP:  %s\nEval: %s\n\n" % (head, text, text, b" " * len(text))
-    refs, hyps, evals, widths = [], [], [], []
-    take_ref, take_hyp = iter(ref), iter(hyp)
-    for step in steps:
-        if step == C:
-            a, b, mark = next(take_ref), next(take_hyp), b""
-            width = max(len(a), len(b))
-        elif step == S:
-            a, b, mark = next(take_ref), next(take_hyp), b"S"
-            width = max(len(a), len(b))
-            if upper:
-                a, b = upper(a), upper(b)
-        elif step == D:
-            a, mark = next(take_ref), b"D"
-            b = b"*" * len(a)
-            width = len(a) or 1
-            a = upper(a) if upper else a
-        else:
-            b, mark = next(take_hyp), b"I"
-            a = b"*" * len(b)
-            width = len(b) or 1
-            b = upper(b) if upper else b
+    ref, hyp, before = aligned.ref, aligned.hyp, aligned.before
+    if not aligned.steps:
+        line, eval_line = before + aligned.after, b" " * (len(before) + len(aligned.after))
+        if len(line) + 6 >= LINE_WIDTH or not line:
+            return b"id: (%s)\n%s%s\n" % (utt, head, _lines(aligned, upper))
+        return b"id: (%s)\n%sREF:  %s\nHYP:  %s\nEval: %s\n\n" % (utt, head, line, line, eval_line)
+    refs, hyps, evals = [before], [before], [b" " * len(before)]
+    at_ref = at_hyp = 0
+    for step, place, other in (*aligned.errors, (0, len(ref), len(hyp))):
+        if at_ref < place:  # words that are right
+            if ref[at_ref:place] != hyp[at_hyp:other]:
+                return b"id: (%s)\n%s%s\n" % (utt, head, _lines(aligned, upper))
+            text = b" ".join(ref[at_ref:place]) + b" "
+            refs.append(text)
+            hyps.append(text)
+            evals.append(b" " * len(text))
+        if not step:
+            break
+        at_ref, at_hyp = place + (step != I), other + (step != D)
+        a, b, mark, width = _cell(step, ref[place] if step != I else b"", hyp[other] if step != D else b"", upper)
         refs.append(a.ljust(width))
         hyps.append(b.ljust(width))
         evals.append(mark.ljust(width))
-        widths.append(width)
-    lines, start = [head], 0
-    while start < len(refs):
+    eval_line, after = b"".join(evals), aligned.after
+    if len(eval_line) + len(after) + 6 >= LINE_WIDTH:
+        return b"id: (%s)\n%s%s\n" % (utt, head, _lines(aligned, upper))
+    lines = b"".join(refs), after, b"".join(hyps), after, eval_line, b" " * len(after)
+    return b"id: (%s)\n%sREF:  %s%s\nHYP:  %s%s\nEval: %s%s\n\n" % (utt, head, *lines)
+
+
+def _lines(aligned: Alignment, upper) -> bytes:
+    """REF, HYP and Eval word by word: for right words that are not the same (fragments, optional words) and folded lines."""
+    before, after = aligned.before.split(), aligned.after.split()
+    take_ref, take_hyp = iter([*before, *aligned.ref, *after]), iter([*before, *aligned.hyp, *after])
+    cells = []
+    for step in b"C" * len(before) + aligned.steps + b"C" * len(after):
+        cells.append(_cell(step, next(take_ref) if step != I else b"", next(take_hyp) if step != D else b"", upper))
+    lines, start, widths = [], 0, [cell[3] for cell in cells]
+    while start < len(cells):
         stop = _fold(widths, start)
         lead = b">> " if start else b""
         lines.append(b"\n" if start else b"")
-        for name, cells in ((b"REF:  ", refs), (b"HYP:  ", hyps), (b"Eval: ", evals)):
-            lines.append(lead + name + b" ".join(cells[start:stop]) + b" \n")
+        for name, column in ((b"REF:  ", 0), (b"HYP:  ", 1), (b"Eval: ", 2)):
+            lines.append(lead + name + b"".join(cell[column].ljust(cell[3]) for cell in cells[start:stop]) + b"\n")
+        start = stop
+    return b"".join(lines)
+
+
+def _cell(step: int, a: bytes, b: bytes, upper) -> tuple[bytes, bytes, bytes, int]:
+    """Both words of a step as they are shown, its mark, and the column's width, its space included: widths are those of the
+    words before they are shown in upper case, and a gap is at least one column wide."""
+    if step == D:
+        return upper(a) if upper else a, b"*" * len(a), b"D", (len(a) or 1) + 1
+    if step == I:
+        return b"*" * len(b), upper(b) if upper else b, b"I", (len(b) or 1) + 1
+    width = max(len(a), len(b)) + 1
+    if step == S:
+        return upper(a) if upper else a, upper(b) if upper else b, b"S", width
+    return a, b, b"", width
+
+
+def _cells(utt: bytes, errors: Sequence[tuple[int, int, int]], ref: Sequence[bytes], hyp: Sequence[bytes], head: bytes, upper) -> bytes:
+    """alignment() word by word: for right words that are not the same (fragments, optional words) and lines that are folded."""
+    cells, at_ref, at_hyp = [], 0, 0
+    for step, place, other in (*errors, (0, len(ref), len(hyp))):
+        cells += [_cell(C, a, b, upper) for a, b in zip(ref[at_ref:place], hyp[at_hyp:other])]
+        at_ref, at_hyp = place + (step != I), other + (step != D)
+        if step:
+            cells.append(_cell(step, ref[place] if step != I else b"", hyp[other] if step != D else b"", upper))
+    lines, start = [b"id: (%s)\n%s" % (utt, head)], 0
+    while start < len(cells):
+        stop = _fold([cell[3] for cell in cells], start)
+        lead = b">> " if start else b""
+        lines.append(b"\n" if start else b"")
+        for name, column in ((b"REF:  ", 0), (b"HYP:  ", 1), (b"Eval: ", 2)):
+            lines.append(lead + name + b"".join(cell[column].ljust(cell[3]) for cell in cells[start:stop]) + b"\n")
         start = stop
     return b"".join(lines) + b"\n"
 
@@ -163,7 +228,7 @@ def _fold(widths: Sequence[int], start: int) -> int:
     """Where a line of cells that begins at `start` ends: the cell that reaches the width goes to the next line, the last never."""
     used, stop = (9 if start else 6), start
     while used < LINE_WIDTH and stop < len(widths):
-        used += 1 + widths[stop]
+        used += widths[stop]
         stop += 1
     return max(stop - (stop < len(widths)), start + 1)
 
@@ -210,7 +275,8 @@ def _shown(part: int, whole: int, accuracy: bool = False) -> str:
 
 
 def _table(name: str, counts: dict[bytes, int]) -> bytes:
-    entries = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    entries = sorted(counts.items())
+    entries.sort(key=itemgetter(1), reverse=True)  # stable: equal counts stay in the order of the words
     head = f"{name:33s}Total                 ({len(entries)})\n{'':33s}With >=  1 occurrences ({len(entries)})\n\n"
     lines = [b"%4d: %4d  ->  %s\n" % (number, count, word) for number, (word, count) in enumerate(entries, 1)]
     return head.encode() + b"".join(lines) + b"     -------\n%10d\n\n" % sum(counts.values())

@@ -89,8 +89,8 @@ def score(
         return summarize(units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
     out = Path(out_dir)
     for name, source in sources.items():
-        _keep_raw(source, out / f"{name}.raw.trn")
-        write_trn(out / f"{name}.norm.trn", texts[name])
+        _keep(source, out / f"{name}.raw.trn")
+        _keep(source if texts is raw else texts[name], out / f"{name}.norm.trn")
     title = title or names["hyp"]
     if engine == "sclite":
         result = run_sclite(out / "ref.norm.trn", out / "hyp.norm.trn", title, units)
@@ -152,7 +152,7 @@ def _fold_ids(texts: Mapping[str, str], units: Units, name: str) -> Mapping[str,
     return folded
 
 
-def _keep_raw(source: Mapping[str, str] | str | Path, target: Path) -> None:
+def _keep(source: Mapping[str, str] | str | Path, target: Path) -> None:
     if not isinstance(source, (str, Path)):
         write_trn(target, source)
     elif Path(source).resolve() != target.resolve():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 
 def bootstrap_interval(errors, words, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
@@ -13,13 +13,14 @@ def bootstrap_interval(errors, words, level: float = 0.95, resamples: int = RESA
     errors, words: (n,) int, per unit. Drawing n units with replacement is one multinomial draw over the distinct
     (errors, words) pairs, so a million utterances cost no more than their few hundred distinct pairs.
     """
-    pairs = np.stack([np.asarray(errors, np.int64), np.asarray(words, np.int64)], 1)
+    pairs = (np.asarray(errors, np.int64) << 32) + np.asarray(words, np.int64)
     if not len(pairs):
         return 0.0, 0.0
-    distinct, counts = np.unique(pairs, axis=0, return_counts=True)
+    distinct, counts = np.unique(pairs, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(pairs), counts / len(pairs), size=resamples)
-    totals = drawn @ distinct
-    rates = np.array([percent(error, word) for error, word in totals.tolist()])
+    totals = drawn @ np.stack([distinct >> 32, distinct & 0xFFFFFFFF], 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = np.nan_to_num(100.0 * totals[:, 0] / totals[:, 1], nan=0.0, posinf=np.inf)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2], method="nearest")
     return float(low), float(high)
 

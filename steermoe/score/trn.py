@@ -6,6 +6,7 @@ id (without one: before the first "_"; without either: the whole id).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Mapping
 
@@ -13,19 +14,35 @@ from steermoe.errors import UserError
 from steermoe.files import atomic_write, read_lines
 
 
+_SPACE = " \t\r\v\f"
+_TRN = re.compile(r"^(.*)\(([^()\n]+)\)[ \t\r\v\f]*$", re.MULTILINE)
+
+
 def read_trn(path: str | Path) -> dict[str, str]:
     """{id without its parentheses: text}, in the file's order. UserError names file, line and fix for a line that is not trn."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):  # name the line
+        text = "\n".join(line for _, line in read_lines(path))
+    utterances = {utt: words.strip(_SPACE) for words, utt in _TRN.findall(text)}
+    lines = text.count("\n") + (text != "" and not text.endswith("\n"))
+    if len(utterances) == lines and not ("\n" + text[:2]).startswith(("\n;;", "\n**")) and "\n;;" not in text and "\n**" not in text:
+        return utterances  # every line is a good one
+    return _read_slowly(path, text.split("\n"))
+
+
+def _read_slowly(path: str | Path, lines: list[str]) -> dict[str, str]:
+    """read_trn() line by line: leaves out comments, finds out which line is wrong."""
     utterances: dict[str, str] = {}
-    for number, line in read_lines(path):
-        if not line.strip() or line.startswith((";;", "**")):
+    for number, line in enumerate(lines, 1):
+        match = _TRN.fullmatch(line)
+        if line.startswith((";;", "**")) or not line.strip():
             continue
-        text, parenthesis, end = line.rpartition("(")
-        utt, closing, rest = end.rpartition(")")
-        if not parenthesis or not closing or rest.strip() or not utt.strip():
+        if not match or not match[2].strip():
             raise UserError(f"{path}:{number}: not a trn line: {_short(line)!r}; write it as: words (speaker-utterance)")
-        if utt in utterances:
-            raise UserError(f"{path}:{number}: the id ({utt}) comes twice; keep one of the two lines")
-        utterances[utt] = text.strip(" \t\r\n\v\f")
+        if match[2] in utterances:
+            raise UserError(f"{path}:{number}: the id ({match[2]}) comes twice; keep one of the two lines")
+        utterances[match[2]] = match[1].strip(_SPACE)
     return utterances
 
 
@@ -34,12 +51,15 @@ def write_trn(path: str | Path, texts: Mapping[str, str], utt2spk: Mapping[str, 
 
     A "-" in a speaker's name becomes "_", because sclite takes the speaker to end at the first "-".
     """
+    lines = []
+    for utt, text in texts.items():
+        key = utt if utt2spk is None else f"{utt2spk[utt].replace('-', '_')}-{utt}"
+        line = f"{text} ({key})\n"
+        if "\r" in line or line.find("\n") != len(line) - 1 or "(" in key or ")" in key:
+            raise UserError(f"{path}: utterance {utt!r}: a trn line cannot hold a line break, nor an id a parenthesis; remove it")
+        lines.append(line)
     with atomic_write(path) as stream:
-        for utt, text in texts.items():
-            key = utt if utt2spk is None else f"{utt2spk[utt].replace('-', '_')}-{utt}"
-            if "\n" in text or "\r" in text or any(mark in key for mark in "()\n\r"):
-                raise UserError(f"{path}: utterance {utt!r}: a trn line cannot hold a line break, nor an id a parenthesis; remove it")
-            stream.write(f"{text} ({key})\n")
+        stream.writelines(lines)
 
 
 def speaker_of(utt: str) -> str:

@@ -23,7 +23,6 @@ LOCALES = {
 }
 _TURKISH = {"İ": "i", "I": "ı"}
 _SPECIAL = re.compile(rb"[{@]")  # words that need a network
-_TRIMMED = re.compile(rb"[;\\*]")  # words of which sclite keeps a part
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,14 @@ class Units:
             return text.encode()
         return (text.translate(self._to_lower) if self._to_lower else text).encode().lower()
 
+    def lower_all(self, texts: list[str]) -> list[bytes]:
+        """lower() of many texts at once."""
+        joined = self.lower("\n".join(texts)).split(b"\n")
+        return joined if len(joined) == len(texts) else [self.lower(text) for text in texts]
+
     def upper(self, word: bytes) -> bytes:
         """How a word in error is shown."""
-        return (word.decode().translate(self._to_upper).encode() if self._to_upper else word).upper()
+        return word.decode().translate(self._to_upper).encode().upper() if self._to_upper else word.upper()
 
     def split(self, word: bytes) -> list[bytes]:
         """The characters of a word."""
@@ -74,11 +78,10 @@ class Units:
     def literal(self, text: bytes) -> list[bytes]:
         """Words or characters of a folded text, taken as they stand."""
         words = text.split()
-        if self.unit == "word":
-            return words
-        if not (self.keep_ascii or self.delete_hyphens):
-            return [character.encode() for character in b"".join(words).decode()]
-        return [piece for word in words for piece in (self.split(word) if len(word) > 1 else [word])]
+        return words if self.unit == "word" else [piece for word in words for piece in self._pieces(word)]
+
+    def _pieces(self, word: bytes) -> list[bytes]:
+        return self.split(word) if len(word) > 1 else [word]
 
     def plain(self, text: bytes) -> list[bytes] | None:
         """Words or characters of a folded text, or None if it has to be read as a network."""
@@ -86,12 +89,25 @@ class Units:
             return self.literal(text)
         if _SPECIAL.search(text) or (self.optional and b"(" in text) or (self.fragments and b"-" in text):
             return None
-        if _TRIMMED.search(text):
-            words = [network.plain_value(word) for word in text.split()]
-            if self.unit == "word":
-                return words
-            return [piece for word in words for piece in (self.split(word) if len(word) > 1 else [word])]
-        return self.literal(text)
+        words = [network.plain_value(word) for word in text.split()]
+        return words if self.unit == "word" else [piece for word in words for piece in self._pieces(word)]
+
+    def spaced_all(self, texts: list[bytes]) -> list[bytes | None]:
+        """Folded texts with one space behind each word or character; None for those that hold any of sclite's marks."""
+        joined = b"\n".join(texts)
+        marks = (rb"{@;\*" + b"(" * self.optional + b"-" * self.fragments) if self.markup else b""
+        if any(bytes([mark]) in joined for mark in marks):
+            pattern = re.compile(b"[%s]" % re.escape(marks))
+            return [None if pattern.search(text) else self._spaced(text) for text in texts]
+        if self.unit == "word" and not any(mark in joined for mark in (b"  ", b"\t", b"\r", b"\v", b"\f", b" \n", b"\n ")):
+            return [text + b" " if text else text for text in texts]
+        return [self._spaced(text) for text in texts]
+
+    def _spaced(self, text: bytes) -> bytes:
+        if self.unit == "char" and not (self.keep_ascii or self.delete_hyphens):
+            joined = b" ".join(text.split()).decode().replace(" ", "")
+            return (" ".join(joined) + " ").encode() if joined else b""
+        return b"".join(word + b" " for word in self.literal(text))
 
     def network(self, text: bytes) -> network.Network:
         """The network of any folded text; one whose braces are no markup is taken literally."""
