@@ -1,6 +1,6 @@
 """Adapter checkpoints: one safetensors file of a few MB that holds the trained tensors and names and hashes its frozen bases.
 
-Metadata of the file: format, config (JSON), encoder_sha256, llm_sha256, step, versions (JSON).
+The file's metadata has one key, `steermoe`, a JSON object: format, config, encoder_sha256, llm_sha256, step, environment.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PLACES = ("adapter.safetensors", "checkpoints/best.safetensors")
 def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, environment: dict) -> None:
     metadata = {
         "format": FORMAT,
-        "config": json.dumps(config.to_dict(), ensure_ascii=False),
+        "config": config.to_dict(),
         "encoder_sha256": model.encoder.fingerprint,
         "llm_sha256": model.llm.fingerprint,
-        "step": str(step),
-        "environment": json.dumps(environment),
+        "step": step,
+        "environment": environment,
     }
     with atomic_write(path, "wb") as stream:
-        stream.write(save(model.adapter_state(), metadata))
+        stream.write(save(model.adapter_state(), {"steermoe": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}))
 
 
 def find_adapter(path: str | Path) -> Path:
@@ -45,16 +45,16 @@ def find_adapter(path: str | Path) -> Path:
     raise UserError(f"{path}: no trained adapter here (looked for {', '.join(PLACES)}); train one first: ./run.sh --stage 4")
 
 
-def read_metadata(path: Path) -> tuple[Config, dict[str, str]]:
+def read_metadata(path: Path) -> tuple[Config, dict]:
     """The configuration and the other metadata of an adapter file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+            metadata = json.loads((file.metadata() or {}).get("steermoe", "{}"))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: not an adapter of this toolkit (format {metadata.get('format')!r}, {FORMAT!r} needed)")
-    return config_from_dict(json.loads(metadata["config"]), str(path)), metadata
+    return config_from_dict(metadata["config"], str(path)), metadata
 
 
 def load_model(

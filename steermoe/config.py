@@ -137,7 +137,7 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration") -> Conf
 
 
 def _check_role(config: Config, role: str, where: str) -> None:
-    """A role's `_conf` against the keywords of its constructor: names, types, and those without a default."""
+    """A role's `_conf` against the keywords of its constructor: names, types, what is missing; fills in the defaults."""
     known, given = keywords(role, getattr(config, role)), getattr(config, f"{role}_conf")
     for key, value in given.items():
         if key not in known:
@@ -147,6 +147,7 @@ def _check_role(config: Config, role: str, where: str) -> None:
     for key, default in known.items():
         if default is inspect.Parameter.empty and key not in given:
             raise UserError(f"{where}: {role}_conf.{key} is missing; {role} {getattr(config, role)!r} needs it")
+        given.setdefault(key, default)
 
 
 def parse_overrides(words: list[str]) -> list[tuple[list[str], Any]]:
@@ -162,6 +163,8 @@ def parse_overrides(words: list[str]) -> list[tuple[list[str], Any]]:
             parsed = yaml.safe_load(value) if value.strip() else value
         except yaml.YAMLError:
             parsed = value
+        if isinstance(parsed, dict) and not value.lstrip().startswith("{"):
+            parsed = value  # a text with a colon in it, such as a prompt
         pairs.append((name[2:].replace("-", "_").split("."), parsed))
     return pairs
 
@@ -188,8 +191,11 @@ def _build(cls: type, tree: Any, where: str, prefix: str) -> Any:
             given = _build(type(default), given if given is not None else {}, where, f"{prefix}{key}.")
         elif isinstance(default, dict):
             given = given if isinstance(given, dict) else _fail(where, prefix + key, given, "keys")
-            if key == "lr":  # a role's keywords belong to that role, but learning rates are merged over the defaults
-                given = default | {name: _typed(rate, 1.0, where, f"{prefix}lr.{name}") for name, rate in given.items()}
+            if key == "lr":
+                given = {name: _typed(rate, 1.0, where, f"{prefix}lr.{name}") for name, rate in given.items()}
+            role = key.removesuffix("_conf")
+            if key == "lr" or tree.get(role, known[role]) == known[role]:  # default keywords are those of the default encoder, LLM, …
+                given = default | given
         else:
             given = _typed(given, default, where, prefix + key)
         setattr(value, key, given)

@@ -73,6 +73,24 @@ def read_jsonl(path: str | Path) -> Iterator[dict]:
             raise UserError(f"{path}:{number}: not JSON ({error.msg}); remove the file and run the stage again") from None
 
 
+def resume_jsonl(path: str | Path) -> list[dict]:
+    """The whole lines of a file that a killed run was appending to; a half-written last one is cut off the file."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def append_jsonl(stream: IO[str], value: dict) -> None:
+    """Appends a line that a kill directly afterwards does not lose."""
+    stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
 def sha256_file(path: str | Path) -> str:
     """Hex SHA-256 of the file's bytes."""
     digest = hashlib.sha256()

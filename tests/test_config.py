@@ -15,7 +15,8 @@ def write(tmp_path, text):
 
 def test_a_file_over_the_defaults(tmp_path):
     config = load_config(write(tmp_path, "steering_conf: {num_experts: 4}\noptim_conf: {lr: {router: 1e-5}}\n"))
-    assert config.steering_conf == {"num_experts": 4}
+    assert config.steering_conf == {"num_experts": 4, "scale": 0.1, "init_std": 0.01}  # resolved: defaults are written out
+    assert config.encoder_conf == {"model": "whisper-tiny.en", "window": "trim", "dtype": "auto"}
     assert config.optim_conf.lr == {"projector": 1e-4, "steering": 1e-2, "router": 1e-5}
 
 
@@ -50,7 +51,7 @@ def test_overrides_on_the_command_line(word, value, read):
         ("train_conf: {max_steps: 0}", "train_conf.max_steps: 0 is below 1"),
         ("train_conf: {seed: true}", "train_conf.seed: True is not a whole number"),
         ("train_conf: 3", "train_conf holds keys"),
-        ("encoder_conf: {window: trim}", "encoder_conf.model is missing"),
+        ("{llm: 'steermoe.llms.causal:CausalLM', llm_conf: {chat: false}}", "llm_conf.model is missing"),
         ("a: b: c", ":1: not YAML"),
         ("- 1", "list of `key: value`"),
     ],

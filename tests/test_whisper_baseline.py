@@ -285,7 +285,7 @@ def test_verb_writes_references_and_hypotheses_in_order_and_is_up_to_date_after(
     assert keys == [f"(s{i % 2}-s{i % 2}-{i})" for i in range(7)]
     assert (out / "ref.trn").read_text().startswith("one 0 (s0-s0-0)\n")
     hypotheses = [line.rpartition(" (")[0] for line in (out / "hyp.trn").read_text().splitlines()]
-    decoder = WhisperDecoder(model_folder)
+    decoder = WhisperDecoder(model_folder, timestamps=True)
     assert hypotheses == [decoder.transcribe([make_audio_from(tmp_path, i)])[0].text for i in range(7)]
     figures = json.loads((out / "decode.json").read_text())
     assert figures["utterances"] == 7 and figures["audio_seconds"] == 14.0 and figures["ended"]["repeat"] == 0
@@ -326,7 +326,7 @@ def test_a_killed_run_goes_on_behind_its_last_whole_batch(model_folder, data, tm
 
 def test_other_settings_do_not_take_up_an_interrupted_run(model_folder, data, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(verb, "write_outputs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(verb, "write_hypotheses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         call(model_folder, data, out)
     first = list(out.glob(".hyp.*.part"))

@@ -5,13 +5,14 @@ Leaves OUT/text (Kaldi), OUT/hyp.trn and OUT/ref.trn (raw, for `score`), OUT/dec
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
 from pathlib import Path
 
+import yaml
+
 from steermoe.bin.cli import Parser, run
-from steermoe.files import write_json
+from steermoe.config import config_from_dict, load_config, parse_overrides
+from steermoe.decode.hypotheses import OUTPUTS, open_journal, write_hypotheses
+from steermoe.errors import UserError
 from steermoe.stamp import Stamp
 
 
@@ -29,17 +30,11 @@ def main(argv=None) -> None:
     conf = decode_conf(read_metadata(adapter)[0], args.exp, overrides)
     settings = {"decode_conf": vars(conf), "dtype": args.dtype, "ngpu": args.ngpu}
     stamp = Stamp(args.out / ".done", settings, [adapter, args.data])
-    outputs = [args.out / name for name in ("text", "hyp.trn", "ref.trn", "decode.json")]
-    if stamp.fresh(outputs):
+    if stamp.fresh(args.out / name for name in OUTPUTS):
         print(f"{args.out}/hyp.trn: up to date")
         return
-    args.out.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(json.dumps(stamp.content, sort_keys=True).encode()).hexdigest()[:12]
-    decode(args, adapter, conf, args.out / f".hyp.{key}.part")
+    decode(args, adapter, conf, stamp)
     stamp.write()
-    for part in args.out.glob(".hyp.*.part"):
-        part.unlink()
-    print(f"{args.out}/hyp.trn")
 
 
 def add_model_options(parser: Parser) -> None:
@@ -51,11 +46,6 @@ def add_model_options(parser: Parser) -> None:
 
 def decode_conf(config, exp: Path, overrides: list[str]):
     """decode_conf of the experiment (its config.yaml may have been edited since training), with the command line's overrides."""
-    import yaml
-
-    from steermoe.config import config_from_dict, load_config, parse_overrides
-    from steermoe.errors import UserError
-
     for name, _ in parse_overrides(overrides):
         if name[0] != "decode_conf":
             raise UserError(f"--{'.'.join(name)}: unknown option; decoding takes --decode-conf.KEY, as in --decode-conf.beam 4")
@@ -68,43 +58,20 @@ def decode_conf(config, exp: Path, overrides: list[str]):
     return config_from_dict(yaml.safe_load(yaml.safe_dump(tree)), "--decode-conf").decode_conf
 
 
-def decode(args, adapter: Path, conf, part: Path) -> None:
+def decode(args, adapter: Path, conf, stamp: Stamp) -> None:
     from steermoe.checkpoint import load_model
     from steermoe.data.dataset import AudioTextDataset
-    from steermoe.data.kaldi_files import write_map
     from steermoe.decode.decoder import decode_dataset
-    from steermoe.environment import describe
-    from steermoe.score import write_trn
 
-    data = AudioTextDataset(args.data)
+    data, journal = AudioTextDataset(args.data), open_journal(args.out, stamp)
     model, config = load_model(adapter, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
-    decoded = decode_dataset(model, data, config.data_conf.prompt, conf, part)
-    speakers = {entry["utt"]: entry["spk"] for entry in data.entries}
-    write_map(args.out / "text", decoded.texts)
-    write_trn(args.out / "hyp.trn", decoded.texts, speakers)
-    write_trn(args.out / "ref.trn", {entry["utt"]: entry["text"] for entry in data.entries}, speakers)
-    ended = Counter(decoded.ended.values())
-    figures = {
-        "utterances": len(data),
-        "audio_seconds": round(decoded.audio_seconds, 2),
-        "decoding_seconds": round(decoded.seconds, 2),
-        "real_time_factor": round(decoded.seconds / decoded.audio_seconds, 4),
-        "ended": {name: ended[name] for name in ("end", "length", "repeat")},
-        "decode_conf": vars(conf),
-        "environment": describe(),
-    }
-    write_json(args.out / "decode.json", figures)
-    print(
-        f"{len(data)} utterances, {decoded.audio_seconds / decoded.seconds:.1f} x real time; the repeat guard fired "
-        f"{ended['repeat']} times, {ended['length']} answers reached the length limit"
-    )
+    decode_dataset(model, data, config.data_conf.prompt, conf, journal)
+    write_hypotheses(args.out, data.entries, journal, vars(conf))
 
 
 def device(ngpu: int) -> str:
     """"cuda" or "cpu". UserError if a GPU is asked for that torch cannot use."""
     import torch
-
-    from steermoe.errors import UserError
 
     if ngpu > 0 and not torch.cuda.is_available():
         raise UserError(f"--ngpu {ngpu}: no GPU that torch can use on this machine; --ngpu 0 runs on the CPU")

@@ -80,13 +80,13 @@ def dump_shard(args, frontend, job: int, origin: dict) -> None:
 
 
 def shard(args, job: int) -> list:
-    """The utterances of one job: a run of the sorted list, the same share of the audio for every job."""
+    """The utterances of one job: a run of the sorted list, the same share of the audio for every job (none if there are too few)."""
     from steermoe.data.kaldi_dir import DataDir
-    from steermoe.data.sampler import split_points
+    from steermoe.data.kaldi_tools import balanced_cuts
 
-    utterances = list(DataDir.read(args.data, allow_pipes=args.allow_pipes).utterances.values())
-    points = split_points([utterance.duration or 1.0 for utterance in utterances], args.nj)
-    return utterances[points[job - 1] : points[job]]
+    utterances = list(DataDir.read(args.data, allow_pipes=args.allow_pipes, require=("wav.scp",)).utterances.values())
+    cuts = balanced_cuts([utterance.duration or 1.0 for utterance in utterances], min(args.nj, len(utterances)))
+    return utterances[cuts[job - 1] : cuts[job]] if job < len(cuts) else []
 
 
 def whole_records(ark: Path, utts: list[str]) -> list:

@@ -27,7 +27,7 @@ def main(argv=None) -> None:
     print(out)
 
 
-def model_card(exp: Path, config, metadata: dict[str, str]) -> str:
+def model_card(exp: Path, config, metadata: dict) -> str:
     results = exp / "RESULTS.md"
     return "\n".join(
         [

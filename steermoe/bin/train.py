@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 from steermoe.bin.cli import Parser, parse_with_config, run
+from steermoe.bin.decode import device
 from steermoe.config import Config, config_from_dict
 from steermoe.errors import UserError
 from steermoe.files import write_json
@@ -36,8 +39,6 @@ def main(argv=None) -> None:
 def claim(exp: Path, config: Config, data: Stamp) -> None:
     """Writes config.yaml, or checks that an interrupted training here was of this configuration and this data."""
     if (exp / "checkpoints" / "resume.pt").is_file():
-        import yaml
-
         before = config_from_dict(yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8")), str(exp / "config.yaml"))
         if changed := differences(before.to_dict(), config.to_dict()):
             raise UserError(
@@ -71,15 +72,13 @@ def train(args, config: Config) -> None:
     from steermoe.train.plots import plot_curves
     from steermoe.train.trainer import Trainer
 
-    if args.ngpu > 0 and not torch.cuda.is_available():
-        raise UserError(f"--ngpu {args.ngpu}: no GPU that torch can use on this machine; --ngpu 0 trains on the CPU")
     if config.train_conf.num_threads:
         torch.set_num_threads(config.train_conf.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.train_conf.seed)
     environment = describe()
     write_json(args.exp / "environment.json", environment)
-    model = SteerMoE.from_config(config, "cuda" if args.ngpu else "cpu")
+    model = SteerMoE.from_config(config, device(args.ngpu))
     trainer = Trainer(model, config, AudioTextDataset(args.train), AudioTextDataset(args.dev), args.exp, environment)
     trainer.run()
     plot_curves(trainer.log_path, args.exp / "plots")

@@ -33,9 +33,3 @@ def epoch_batches(lengths: list[int], batch_frames: int, max_batch: int, seed: i
     jittered = np.asarray(lengths) * rng.uniform(0.9, 1.0, len(lengths))
     batches = cut_batches(np.argsort(jittered, kind="stable").tolist(), lengths, batch_frames, max_batch)
     return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def split_points(weights: list[float], parts: int) -> list[int]:
-    """Cuts a list into `parts` runs of about equal weight: run i is [points[i], points[i + 1]). Runs may be empty."""
-    total = np.cumsum([0.0, *weights])
-    return np.searchsorted(total, total[-1] * np.arange(parts + 1) / parts - 1e-9 * total[-1]).tolist()[:-1] + [len(weights)]

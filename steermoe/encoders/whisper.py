@@ -35,6 +35,7 @@ class WhisperEncoder(nn.Module):
         d_model: int,
         layers: int,
         heads: int,
+        ffn_dim: int,
         positions: int,
         *,
         model: str,
@@ -48,7 +49,7 @@ class WhisperEncoder(nn.Module):
         self.conv1 = nn.Conv1d(n_mels, d_model, 3, padding=1)
         self.conv2 = nn.Conv1d(d_model, d_model, 3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(positions, d_model)
-        self.layers = nn.ModuleList(WhisperLayer(d_model, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(WhisperLayer(d_model, heads, ffn_dim) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(d_model)
         self.fingerprint = ""
 
@@ -65,9 +66,8 @@ class WhisperEncoder(nn.Module):
         """model: Hugging Face folder, OpenAI .pt, CTranslate2 folder, hub id or catalog name."""
         checkpoint = load_checkpoint(find_model(model, kind="encoder"), part="encoder")
         dims = checkpoint.dims
-        encoder = cls(
-            dims.n_mels, dims.d_model, dims.encoder_layers, dims.encoder_heads, dims.max_source_positions, model=model, **conf
-        )
+        sizes = (dims.n_mels, dims.d_model, dims.encoder_layers, dims.encoder_heads, dims.encoder_ffn_dim, dims.max_source_positions)
+        encoder = cls(*sizes, model=model, **conf)
         prefix = "model.encoder."
         tensors = {name.removeprefix(prefix): t.float() for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
         encoder.load_state_dict(tensors)
@@ -104,12 +104,12 @@ class WhisperEncoder(nn.Module):
 class WhisperLayer(nn.Module):
     """Pre-norm transformer layer: h + Attention(LN(h)), then h + W2 GELU(W1 LN(h))."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, ffn_dim: int):
         super().__init__()
         self.self_attn = WhisperAttention(dim, heads)
         self.self_attn_layer_norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
     def forward(self, hidden_btd: Tensor, mask_b11t: Tensor | None) -> Tensor:

@@ -1,0 +1,160 @@
+"""Training: parameter groups, schedule, accumulation, validation, early stop, and an exact resume after a kill."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import tiny
+from steermoe.checkpoint import load_resume
+from steermoe.config import OptimConf
+from steermoe.data.dataset import AudioTextDataset
+from steermoe.errors import UserError
+from steermoe.model import SteerMoE
+from steermoe.train.optim import lr_factor, make_optimizer
+from steermoe.train.trainer import MAX_NONFINITE, Trainer
+
+
+@pytest.fixture()
+def data(tmp_path):
+    lengths = [50, 80, 123, 200, 150, 60, 70, 90]
+    return AudioTextDataset(tiny.make_dataset(tmp_path, lengths)), AudioTextDataset(tiny.make_dataset(tmp_path, [70, 90], 4, "dev"))
+
+
+def trainer(config, data, exp):
+    return Trainer(SteerMoE.from_config(config), config, *data, exp, {"git": "test"})
+
+
+def adapter(exp, name="last"):
+    from safetensors.torch import load_file
+
+    return load_file(exp / "checkpoints" / f"{name}.safetensors")
+
+
+def test_three_learning_rates_and_no_decay_on_vectors_scales_and_biases(tiny_model):
+    optimizer = make_optimizer(tiny_model.parameter_groups(), OptimConf(weight_decay=0.5))
+    found = {}
+    names = {id(p): n for n, p in tiny_model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            found[names[id(parameter)]] = (group["lr"], group["weight_decay"])
+    assert found == {
+        "steering.experts": (1e-2, 0.0),
+        "steering.scales": (1e-2, 0.0),
+        "steering.router_weight": (1e-3, 0.5),
+        "steering.router_bias": (1e-3, 0.0),
+        "projector.linear.weight": (1e-4, 0.5),
+        "projector.linear.bias": (1e-4, 0.0),
+    }
+
+
+def test_schedules():
+    def factors(schedule):
+        return [lr_factor(step, OptimConf(warmup_steps=4, schedule=schedule), 12) for step in (1, 4, 8, 12)]
+
+    assert factors("constant") == [0.25, 1, 1, 1] and factors("linear") == [0.25, 1, 0.5, 0]
+    assert factors("cosine") == pytest.approx([0.25, 1, 0.5, 0])
+
+
+def test_killed_and_resumed_ends_with_the_same_weights_and_log(tiny_config, data, tmp_path, monkeypatch):
+    tiny_config.train_conf.save_steps = 3
+    trainer(tiny_config, data, tmp_path / "whole").run()
+
+    class Killed(BaseException):
+        pass
+
+    killed, steps = trainer(tiny_config, data, tmp_path / "killed"), 0
+    step = killed.optimizer_step
+
+    def die_in_the_fifth(batches):
+        nonlocal steps
+        steps += 1
+        if steps == 5:  # after validations in steps 2 and 4 and a save in 3 and 4; step 5 is lost
+            (tmp_path / "killed" / "log" / "train.jsonl").open("a").write('{"step": 5, "loss": 1}\n{"st')
+            raise Killed
+        return step(batches)
+
+    monkeypatch.setattr(killed, "optimizer_step", die_in_the_fifth)
+    with pytest.raises(Killed):
+        killed.run()
+    again = trainer(tiny_config, data, tmp_path / "killed")
+    again.run()
+    for name in ("last", "best"):
+        one, other = adapter(tmp_path / "whole", name), adapter(tmp_path / "killed", name)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    logs = [[json.loads(line) for line in (tmp_path / run / "log" / "train.jsonl").open()] for run in ("whole", "killed")]
+    for line in logs[0] + logs[1]:
+        del line["seconds"]
+    assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_accumulated_batches_weigh_every_token_the_same(tiny_config, data, tmp_path):
+    tiny_config.optim_conf.warmup_steps = 1
+    one = trainer(tiny_config, data, tmp_path / "one")
+    two = trainer(tiny_config, data, tmp_path / "two")
+    examples = [data[0][i] for i in range(3)]
+    figures = one.optimizer_step([one.collator(examples)])
+    split = two.optimizer_step([two.collator(examples[:1]), two.collator(examples[1:])])
+    assert split["loss"] == pytest.approx(figures["loss"], rel=1e-5)
+    assert split["grad_norm"] == pytest.approx(figures["grad_norm"], rel=1e-3)
+
+
+def test_clipping(tiny_config, data, tmp_path):
+    tiny_config.train_conf.grad_clip = 1e-3
+    run = trainer(tiny_config, data, tmp_path)
+    assert run.optimizer_step([run.collator([data[0][0]])])["grad_norm"] > 1e-3
+    assert math.sqrt(sum((p.grad**2).sum().item() for p in run.parameters)) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_best_checkpoint_is_that_of_the_lowest_dev_loss(tiny_config, data, tmp_path, monkeypatch):
+    from steermoe.checkpoint import read_metadata
+
+    run, losses = trainer(tiny_config, data, tmp_path), iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr("steermoe.train.trainer.sorted_batches", lambda *args: [[0]])
+    objective = run.objective
+
+    def faked(model, batch):
+        loss = objective(model, batch)
+        return loss if model.training else loss._replace(total=torch.tensor(next(losses) * loss.units))
+
+    run.objective = faked
+    run.run()
+    assert read_metadata(tmp_path / "checkpoints" / "best.safetensors")[1]["step"] == 4
+
+
+def test_early_stop(tiny_config, data, tmp_path):
+    tiny_config.train_conf.patience, tiny_config.train_conf.max_steps = 1, 100
+    for name in tiny_config.optim_conf.lr:
+        tiny_config.optim_conf.lr[name] = 0.0  # nothing improves after the first validation
+    run = trainer(tiny_config, data, tmp_path)
+    run.run()
+    assert run.step == 4 and (tmp_path / "checkpoints" / "last.safetensors").is_file()
+
+
+def test_non_finite_steps_change_nothing_and_end_the_run_when_they_go_on(tiny_config, data, tmp_path):
+    run = trainer(tiny_config, data, tmp_path)
+    before = {name: tensor.clone() for name, tensor in run.model.adapter_state().items()}
+    batch = run.collator([data[0][0]])
+    broken = batch._replace(feats_bfm=batch.feats_bfm * math.nan)
+    for _ in range(MAX_NONFINITE - 1):
+        run.optimizer_step([broken])
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.model.adapter_state().items())
+    with pytest.raises(UserError, match="not finite"):
+        run.optimizer_step([broken])
+
+
+def test_training_state_runs_no_code(tmp_path):
+    torch.save({"x": print}, tmp_path / "resume.pt")
+    with pytest.raises(UserError, match="resume.pt: not a readable training state"):
+        load_resume(tmp_path / "resume.pt")
+
+
+def test_curves_are_drawn(tiny_config, data, tmp_path):
+    from steermoe.train.plots import plot_curves
+
+    run = trainer(tiny_config, data, tmp_path)
+    run.run()
+    plot_curves(run.log_path, tmp_path / "plots")
+    for name in ("loss", "lr"):
+        assert (tmp_path / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
