@@ -205,11 +205,13 @@ def _pip_download(pin: str, folder: Path, progress: Progress) -> Path:
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    for file in folder.rglob("*.whl"):
-        try:
-            yield file.stat().st_size
-        except OSError:
-            pass  # pip has moved it meanwhile
+    """Lengths of the wheels in a folder that pip is changing at the same time (os.walk passes over what has just gone)."""
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            try:
+                yield os.stat(os.path.join(parent, file)).st_size if file.endswith(".whl") else 0
+            except OSError:
+                pass
 
 
 def _why(log: Path) -> str:

@@ -197,7 +197,7 @@ write_repeat() {
   {
     printf '#!/usr/bin/env bash\n# Repeats this experiment; made from git %s.\n' "$version"
     # shellcheck disable=SC2016 # for the script that is written
-    printf 'cd "$(dirname "${BASH_SOURCE[0]}")/../.." && exec bash %s %s"$@"\n' "${0##*/}" "${given:+$given }"
+    printf 'cd "$(dirname "${BASH_SOURCE[0]}")/../.." && exec bash ./%s %s"$@"\n' "${0##*/}" "${given:+$given }"
   } > "$exp/.run.sh.tmp"
   chmod +x "$exp/.run.sh.tmp"
   mv "$exp/.run.sh.tmp" "$exp/run.sh"
