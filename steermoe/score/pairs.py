@@ -41,6 +41,14 @@ class Pairs:
         for start in range(0, len(flat), CHUNK):
             yield self._chunk(flat[start : start + CHUNK], start, with_report)
 
+    def alignments(self) -> Iterator[tuple[str, int, bytes]]:
+        """(id, speaker's number, steps of the whole utterance: C, S, D, I), in the report's order."""
+        flat = [(number, utt) for number, utts in enumerate(self.order) for utt in utts]
+        for start in range(0, len(flat), CHUNK):
+            part = flat[start : start + CHUNK]
+            for (number, utt), pair in zip(part, self._align([utt for _, utt in part])):
+                yield utt, number, b"C" * pair.before.count(b" ") + pair.steps + b"C" * pair.after.count(b" ")
+
     def _chunk(self, part: list[tuple[int, str]], start: int, with_report: bool) -> bytes:
         aligned = self._align([utt for _, utt in part])
         pieces = []

@@ -164,9 +164,9 @@ def utterance(utt: bytes, head: bytes, aligned: Alignment, upper) -> bytes:
             break
         at_ref, at_hyp = place + (step != I), other + (step != D)
         a, b, mark, width = _cell(step, ref[place] if step != I else b"", hyp[other] if step != D else b"", upper)
-        refs.append(a.ljust(width))
-        hyps.append(b.ljust(width))
-        evals.append(mark.ljust(width))
+        refs.append(a.ljust(width) + b" ")
+        hyps.append(b.ljust(width) + b" ")
+        evals.append(mark.ljust(width + 1))
     eval_line, after = b"".join(evals), aligned.after
     if len(eval_line) + len(after) + 6 >= LINE_WIDTH:
         return b"id: (%s)\n%s%s\n" % (utt, head, _lines(aligned, upper))
@@ -187,19 +187,19 @@ def _lines(aligned: Alignment, upper) -> bytes:
         lead = b">> " if start else b""
         lines.append(b"\n" if start else b"")
         for name, column in ((b"REF:  ", 0), (b"HYP:  ", 1), (b"Eval: ", 2)):
-            lines.append(lead + name + b"".join(cell[column].ljust(cell[3]) for cell in cells[start:stop]) + b"\n")
+            lines.append(lead + name + b"".join(cell[column].ljust(cell[3]) + b" " for cell in cells[start:stop]) + b"\n")
         start = stop
     return b"".join(lines)
 
 
 def _cell(step: int, a: bytes, b: bytes, upper) -> tuple[bytes, bytes, bytes, int]:
-    """Both words of a step as they are shown, its mark, and the column's width, its space included: widths are those of the
+    """Both words of a step as they are shown, its mark, and the column's width: that of the
     words before they are shown in upper case, and a gap is at least one column wide."""
     if step == D:
-        return upper(a) if upper else a, b"*" * len(a), b"D", (len(a) or 1) + 1
+        return upper(a) if upper else a, b"*" * len(a), b"D", len(a) or 1
     if step == I:
-        return b"*" * len(b), upper(b) if upper else b, b"I", (len(b) or 1) + 1
-    width = max(len(a), len(b)) + 1
+        return b"*" * len(b), upper(b) if upper else b, b"I", len(b) or 1
+    width = max(len(a), len(b))
     if step == S:
         return upper(a) if upper else a, upper(b) if upper else b, b"S", width
     return a, b, b"", width
@@ -219,7 +219,7 @@ def _cells(utt: bytes, errors: Sequence[tuple[int, int, int]], ref: Sequence[byt
         lead = b">> " if start else b""
         lines.append(b"\n" if start else b"")
         for name, column in ((b"REF:  ", 0), (b"HYP:  ", 1), (b"Eval: ", 2)):
-            lines.append(lead + name + b"".join(cell[column].ljust(cell[3]) for cell in cells[start:stop]) + b"\n")
+            lines.append(lead + name + b"".join(cell[column].ljust(cell[3]) + b" " for cell in cells[start:stop]) + b"\n")
         start = stop
     return b"".join(lines) + b"\n"
 
@@ -228,7 +228,7 @@ def _fold(widths: Sequence[int], start: int) -> int:
     """Where a line of cells that begins at `start` ends: the cell that reaches the width goes to the next line, the last never."""
     used, stop = (9 if start else 6), start
     while used < LINE_WIDTH and stop < len(widths):
-        used += widths[stop]
+        used += widths[stop] + 1
         stop += 1
     return max(stop - (stop < len(widths)), start + 1)
 

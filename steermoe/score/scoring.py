@@ -68,21 +68,8 @@ def score(
     UserError: a file that is missing, not UTF-8 or not trn, an id that is in one of the two only or comes twice.
     """
     units = Units(unit, **options)
-    normalize = get_normalizer(normalizer)
     sources = {"ref": refs, "hyp": hyps}
-    names = {name: str(source) if isinstance(source, (str, Path)) else name for name, source in sources.items()}
-    raw = {name: read_trn(source) if isinstance(source, (str, Path)) else source for name, source in sources.items()}
-    texts = raw
-    if normalizer != "none":
-        ref = {utt: _normalized_reference(text, normalize, units) for utt, text in raw["ref"].items()}
-        texts = {"ref": ref, "hyp": {utt: normalize(text) for utt, text in raw["hyp"].items()}}
-    folded = {name: _fold_ids(side, units, names[name]) for name, side in texts.items()}
-    match_keys(folded["ref"], folded["hyp"], names["ref"], names["hyp"])
-    if utt2spk is None:
-        speaker = {utt: speaker_of(utt) for utt in folded["hyp"]}
-    else:
-        speaker = {utt: units.lower(utt2spk[own]).decode() for utt, own in zip(folded["hyp"], texts["hyp"])}
-    pairs = Pairs(folded["ref"], folded["hyp"], speaker, units, names["ref"])
+    pairs, texts = load_pairs(refs, hyps, units, normalizer, utt2spk)
     if out_dir is None:
         for _ in pairs.run(with_report=False):
             pass
@@ -90,7 +77,8 @@ def score(
     out = Path(out_dir)
     for name, source in sources.items():
         _keep(source, out / f"{name}.raw.trn")
-        _keep(source if texts is raw else texts[name], out / f"{name}.norm.trn")
+        _keep(source if normalizer == "none" else texts[name], out / f"{name}.norm.trn")
+    names = {name: _name(source, name) for name, source in sources.items()}
     title = title or names["hyp"]
     if engine == "sclite":
         result = run_sclite(out / "ref.norm.trn", out / "hyp.norm.trn", title, units)
@@ -101,6 +89,31 @@ def score(
         summary = _write_report(out, pairs, title, names, normalizer)
     write_json(out / "summary.json", asdict(summary) | {"line": summary.line()})
     return summary
+
+
+def load_pairs(
+    refs: Mapping[str, str] | str | Path,
+    hyps: Mapping[str, str] | str | Path,
+    units: Units,
+    normalizer: str,
+    utt2spk: Mapping[str, str] | None = None,
+) -> tuple[Pairs, dict[str, Mapping[str, str]]]:
+    """Reads, normalises and matches both sides: (pairs to align, {"ref": normalised texts, "hyp": …}). Errors: see score()."""
+    normalize = get_normalizer(normalizer)
+    texts = {}
+    for name, source in (("ref", refs), ("hyp", hyps)):
+        texts[name] = read_trn(source) if isinstance(source, (str, Path)) else source
+    if normalizer != "none":
+        ref = {utt: _normalized_reference(text, normalize, units) for utt, text in texts["ref"].items()}
+        texts = {"ref": ref, "hyp": {utt: normalize(text) for utt, text in texts["hyp"].items()}}
+    ref_name, hyp_name = _name(refs, "ref"), _name(hyps, "hyp")
+    folded_refs, folded_hyps = _fold_ids(texts["ref"], units, ref_name), _fold_ids(texts["hyp"], units, hyp_name)
+    match_keys(folded_refs, folded_hyps, ref_name, hyp_name)
+    if utt2spk is None:
+        speaker = {utt: speaker_of(utt) for utt in folded_hyps}
+    else:
+        speaker = {utt: units.lower(utt2spk[own]).decode() for utt, own in zip(folded_hyps, texts["hyp"])}
+    return Pairs(folded_refs, folded_hyps, speaker, units, ref_name), texts
 
 
 def summarize(unit: str, normalizer: str, speakers: Sequence[report.Speaker], errors: Sequence, words: Sequence) -> Summary:
@@ -150,6 +163,10 @@ def _fold_ids(texts: Mapping[str, str], units: Units, name: str) -> Mapping[str,
         twice = next(utt for utt in texts if units.lower(utt).decode() in seen or seen.add(units.lower(utt).decode()))
         raise UserError(f"{name}: the id ({twice}) comes twice when case is folded; rename one, or use --case-sensitive true")
     return folded
+
+
+def _name(source: Mapping[str, str] | str | Path, otherwise: str) -> str:
+    return str(source) if isinstance(source, (str, Path)) else otherwise
 
 
 def _keep(source: Mapping[str, str] | str | Path, target: Path) -> None:
