@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests, in the environment that tools/setup.sh finds or makes. Extra arguments go to pytest: tools/test.sh -m slow
+# Runs the tests, in the environment that tools/setup.sh finds or makes. Extra arguments go to pytest: tools/test.sh --slow
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

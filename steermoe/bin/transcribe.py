@@ -6,6 +6,7 @@ from pathlib import Path
 
 from steermoe.bin.cli import Parser, run
 from steermoe.bin.decode import add_model_options, decode_conf, device
+from steermoe.errors import UserError
 
 
 def main(argv=None) -> None:
@@ -18,7 +19,7 @@ def main(argv=None) -> None:
     args, overrides = parser.parse_known_args(argv)
     import torch
 
-    from steermoe.checkpoint import load_model
+    from steermoe.checkpoint import find_adapter, load_model, read_metadata
     from steermoe.data.audio import load_audio
     from steermoe.data.collator import Collator
     from steermoe.data.dataset import Example
@@ -27,7 +28,13 @@ def main(argv=None) -> None:
     from steermoe.decode.decoder import decode_batch
     from steermoe.registry import resolve
 
-    waves = [torch.from_numpy(load_audio(name)) for name in args.files]  # bad files are named before the models are loaded
+    # Bad files are named before the models are loaded.
+    waves = [torch.from_numpy(load_audio(name)) for name in args.files]
+    longest = read_metadata(find_adapter(args.model))[0].data_conf.max_seconds
+    for name, wave in zip(args.files, waves):
+        if len(wave) > longest * SAMPLE_RATE:
+            seconds = len(wave) / SAMPLE_RATE
+            raise UserError(f"{name}: {seconds:.1f} s long; this adapter reads at most {longest:g} s at a time: cut the file at pauses")
     model, config = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
     conf = decode_conf(config, args.model, overrides)
     frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
