@@ -61,6 +61,8 @@ def _why(log: Path) -> str:
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["pip failed"]
     if any("No space left" in line for line in lines):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.parent))
+    if any("No module named pip" in line for line in lines):
+        return f"this Python has no pip; {sys.executable} -m ensurepip gives it one"
     if any("Retrying (" in line for line in lines):
         return "pip cannot connect to it"
     return "; ".join(errors[:2])

@@ -31,7 +31,7 @@ exit $status
 
 
 def bash(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    settings = {"text": True, "capture_output": True, "stdin": subprocess.DEVNULL, "timeout": 60}
+    settings = {"text": True, "capture_output": True, "stdin": subprocess.DEVNULL, "timeout": 120}
     return subprocess.run(["bash", *words], cwd=cwd, env=os.environ | environment, **settings)
 
 

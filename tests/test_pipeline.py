@@ -71,7 +71,7 @@ class Recipe:
 
     def run(self, *options: str, **environment: str) -> tuple[int, str, str]:
         process = self.start(*options, **environment)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         return process.returncode, out, err
 
     def calls(self) -> list[str]:
@@ -222,7 +222,7 @@ def test_experiment_repeats_itself(recipe):
     first = [line for line in recipe.calls() if line.startswith("train")]
     assert os.access(script, os.X_OK) and "--stage" not in script.read_text()
     process = recipe.start(script=str(script))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [line for line in recipe.calls() if line.startswith("train")] == first
     assert any("--nj 1" in line for line in first) is False
@@ -268,15 +268,15 @@ def test_signals_end_the_children_too(recipe, verb, name, status):
     process = recipe.start(FAKE_HANG=verb)
     hanging = recipe.root / "hanging"
     expected = 2 if verb == "dump" else 1  # nj jobs
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 90
     while not hanging.exists() or len(hanging.read_text().split()) < expected:
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.05)
     os.kill(process.pid, getattr(signal, name))  # the script alone, not its group: the children hear of it through the script
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == status
     assert name == "SIGKILL" or "stopped; the same command goes on from here" in err
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 30
     while any(alive(int(pid)) for pid in hanging.read_text().split()):
         assert time.monotonic() < limit, "a job lives on"
         time.sleep(0.05)
