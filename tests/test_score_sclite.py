@@ -165,6 +165,8 @@ def test_rounding(tmp_path):
             right, more = draw.randint(0, size), draw.randint(0, 5)
             pairs[f"s{number % 3}-{number}"] = ("a " * size, "a " * right + "b " * more)
         assert_same(tmp_path, pairs)
+    for size, more in ((16, 17), (40, 41), (2000, 2001)):  # accuracies just below zero
+        assert_same(tmp_path, {"a-1": ("a " * size, ""), "b-1": ("", "b " * (more - size))})
 
 
 def test_engine_sclite_gives_the_same_numbers(tmp_path):

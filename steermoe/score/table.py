@@ -8,9 +8,10 @@ PAGE = 80
 
 
 def round_half_up(value: float, digits: int) -> float:
-    """sclite's rounding before it prints a number."""
+    """sclite's rounding before it prints a number: halves go away from zero."""
     scale = 10.0**digits
-    return math.floor(value * scale + 0.5) / scale
+    rounded = math.floor(abs(value) * scale + 0.5) / scale
+    return -rounded if value < 0 and rounded else rounded
 
 
 def center(text: str, width: int) -> str:
