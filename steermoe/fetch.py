@@ -198,6 +198,8 @@ def _unpack_gguf(folder: Path, gguf: str, out: Path) -> dict[str, str]:
     from tokenizers import pre_tokenizers
 
     print("fetch: unpacking 4-bit weights to bfloat16 (once)", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     # dequantize: without it the weights stay packed and compute in float32.
     packing = transformers.GgufConfig(gguf_file=gguf, dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(

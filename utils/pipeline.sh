@@ -167,7 +167,6 @@ stage_decode() {
     fi
   done
   here "$exp/log/results.log" "$PYTHON" -m steermoe.bin.results --exp "$exp" ${own_exp:+--own "$own_exp"} --out "$exp/RESULTS.md"
-  summary
 }
 
 stage_pack() {
@@ -213,7 +212,7 @@ summary() {
       awk '/SPKR/ && !head++ || /Sum\/Avg/ && !sum++' "$out/result.txt"
     done
   done
-  printf '\n%s\n' "report: $exp/RESULTS.md" \
+  printf '\n%s\n%s\n' "report: $exp/RESULTS.md" \
     "your own recordings: PYTHONPATH=$above ${PYTHON/#"$root"/$above} -m steermoe.bin.transcribe --model $exp FILE.wav"
 }
 
@@ -355,6 +354,7 @@ $(stage_table)"
   for ((stage = first_stage; stage <= last_stage; stage++)); do
     run_stage "$stage"
   done
+  [ -z "${stage_done[5]}" ] || summary
 }
 
 report() {
