@@ -6,9 +6,12 @@ bootstrap interval by utterance, and the counts of reference units, correct, sub
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+# Before numpy is imported: there are no matrices here, and starting the threads for them takes as long as scoring does.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from steermoe.bin.cli import Parser, boolean, run
 from steermoe.files import read_json
 from steermoe.score import score
@@ -25,13 +28,13 @@ def main(argv=None) -> None:
     parser.add_argument("--normalizer", choices=NAMES, default="none", help="applied to both sides before scoring")
     parser.add_argument("--out", required=True, help="folder for result.txt, summary.json and the raw and normalised trn files")
     parser.add_argument("--title", default=None, help="system name in the report; default: the hypothesis file")
-    parser.add_argument("--engine", choices=("own", "sclite"), default="own", help="who aligns and reports: same numbers, same report")
+    parser.add_argument("--engine", choices=("own", "sclite"), default="own", help="who aligns: same numbers, same report")
     parser.add_argument("--case-sensitive", type=boolean, default=False, help="tell upper from lower case (sclite -s)")
     parser.add_argument("--locale", choices=list(LOCALES), default="generic", help="letters beyond ASCII whose case is folded")
-    parser.add_argument("--markup", type=boolean, default=True, help="read { a / b }, @, ; and word* as sclite does; false: literally")
+    parser.add_argument("--markup", type=boolean, default=True, help="read { a / b } @ ; word* as sclite does, or literally")
     parser.add_argument("--optional-words", type=boolean, default=False, help="(word) may be left out (sclite -D)")
     parser.add_argument("--fragments", type=boolean, default=False, help="wor- matches a word that begins so (sclite -F)")
-    parser.add_argument("--keep-ascii", type=boolean, default=False, help="characters: keep Latin words whole (sclite -c NOASCII)")
+    parser.add_argument("--keep-ascii", type=boolean, default=False, help="characters: Latin words whole (sclite -c NOASCII)")
     parser.add_argument("--delete-hyphens", type=boolean, default=False, help="characters: drop hyphens in words (sclite -c DH)")
     args = parser.parse_args(argv)
     settings = {name: value for name, value in vars(args).items() if name != "out"}

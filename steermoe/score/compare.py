@@ -1,4 +1,4 @@
-"""Do two systems differ? NIST's matched-pairs test on sentence segments (MAPSSWE, as sc_stats does it) and the paired bootstrap."""
+"""Do two systems differ? NIST's matched-pairs test on sentence segments (MAPSSWE, as in sc_stats) and the paired bootstrap."""
 
 from __future__ import annotations
 

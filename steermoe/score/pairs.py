@@ -51,7 +51,7 @@ class Pairs:
 
     def _chunk(self, part: list[tuple[int, str]], start: int, with_report: bool) -> bytes:
         aligned = self._align([utt for _, utt in part])
-        pieces = []
+        pieces, all_errors, all_words = [], [], []
         upper = None if self.units.case_sensitive else self.units.upper
         attributes = b"Attributes: Case_sensitve \n" if self.units.case_sensitive else b""  # sclite's spelling
         for index, (number, utt) in enumerate(part, start):
@@ -62,7 +62,6 @@ class Pairs:
             if steps:
                 c, s, d, i = c + steps.count(b"C"), steps.count(b"S"), steps.count(b"D"), steps.count(b"I")
                 if s or d or i:
-                    self.errors[index] = s + d + i
                     speaker.s += s
                     speaker.d += d
                     speaker.i += i
@@ -71,13 +70,16 @@ class Pairs:
                         pair.errors = report.find_errors(steps)
                         self._tabulate(pair.ref, pair.hyp, pair.errors, s, d, i)
             speaker.c += c
-            self.words[index] = c + s + d
+            all_errors.append(s + d + i)
+            all_words.append(c + s + d)
             if with_report:
                 if index == 0 or self._last != number:
                     pieces.append(report.speaker_head(number, speaker))
                     self._last = number
                 head = b"Scores: (#C #S #D #I) %d %d %d %d\n%s" % (c, s, d, i, attributes)
                 pieces.append(report.utterance(utt.encode(), head, pair, upper))
+        self.errors[start : start + len(part)] = all_errors
+        self.words[start : start + len(part)] = all_words
         return b"".join(pieces)
 
     def _align(self, utts: list[str]) -> list[report.Alignment]:
@@ -88,7 +90,8 @@ class Pairs:
         hyp_texts = units.lower_all([self.hyps[utt] for utt in utts])
         result: list[report.Alignment] = []
         open_pairs = []
-        for utt, ref_text, hyp_text, ref, hyp in zip(utts, ref_texts, hyp_texts, units.spaced_all(ref_texts), units.spaced_all(hyp_texts)):
+        refs, hyps = units.spaced_all(ref_texts), units.spaced_all(hyp_texts)
+        for utt, ref_text, hyp_text, ref, hyp in zip(utts, ref_texts, hyp_texts, refs, hyps):
             if ref is None or hyp is None:
                 pair = self._with_marks(utt, ref_text, hyp_text)
             elif ref == hyp:
@@ -96,7 +99,8 @@ class Pairs:
             else:
                 start, end = cut_equal_ends(ref, hyp)
                 stop = len(ref) - end
-                pair = report.Alignment(ref[:start], ref[start:stop].split(), hyp[start : len(hyp) - end].split(), after=ref[stop:])
+                ref_words, hyp_words = ref[start:stop].split(), hyp[start : len(hyp) - end].split()
+                pair = report.Alignment(ref[:start], ref_words, hyp_words, after=ref[stop:])
                 open_pairs.append(pair)
             result.append(pair)
         for pair, steps in zip(open_pairs, align_cut([pair.ref for pair in open_pairs], [pair.hyp for pair in open_pairs])):
@@ -108,7 +112,8 @@ class Pairs:
     def _with_marks(self, utt: str, ref_text: bytes, hyp_text: bytes) -> report.Alignment:
         units = self.units
         if units.markup and b"{" in ref_text and not is_balanced(ref_text):
-            raise UserError(f"{self.ref_name}: ({utt}): braces that are no alternation {{ a / b }}; correct them, or use --markup false")
+            message = "braces that are no alternation { a / b }; correct them, or use --markup false"
+            raise UserError(f"{self.ref_name}: ({utt}): {message}")
         ref, hyp = units.plain(ref_text), units.plain(hyp_text)
         if ref is not None and hyp is not None:
             return report.Alignment(b"", ref, hyp, align([ref], [hyp])[0])

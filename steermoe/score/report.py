@@ -17,6 +17,7 @@ from steermoe.score.table import PAGE, Box, center, round_half_up
 LINE_WIDTH = 1000  # sclite's default: longer alignments are folded
 C, S, D, I = b"CSDI"
 _ERROR = re.compile(rb"[SDI]")
+_PLAIN = b"id: (%s)\n%sREF:  %s\nHYP:  %s\nEval: %s\n\n"
 
 
 @dataclass
@@ -88,8 +89,9 @@ def summary_box(title: str, speakers: Sequence[Speaker], raw: bool, char: bool) 
     text = f"\n\n\n{center('SYSTEM SUMMARY PERCENTAGES by SPEAKER', PAGE)}\n\n{box.draw()}"
     if any(without):
         text += (
-            "\n* No Reference words for this/these speaker(s).  Word counts supplied\n"
-            "  rather than percents.\n# No Reference words for this/these speaker(s).  NCE not computable.\n+ Speaker(s) with no reference data is ignored\n"
+            "\n* No Reference words for this/these speaker(s).  Word counts supplied\n  rather than percents.\n"
+            "# No Reference words for this/these speaker(s).  NCE not computable.\n"
+            "+ Speaker(s) with no reference data is ignored\n"
         )
     return text.encode("latin-1")
 
@@ -115,6 +117,8 @@ def speaker_head(number: int, speaker: Speaker) -> bytes:
 
 def find_errors(steps: bytes) -> list[tuple[int, int, int]]:
     """(step, place in the reference, place in the hypothesis) of every S, D and I."""
+    if len(steps) == 1:
+        return [] if steps == b"C" else [(steps[0], 0, 0)]
     found, insertions, deletions = [], 0, 0
     for match in _ERROR.finditer(steps):
         at = match.start()
@@ -124,7 +128,7 @@ def find_errors(steps: bytes) -> list[tuple[int, int, int]]:
     return found
 
 
-@dataclass
+@dataclass(slots=True)
 class Alignment:
     """An utterance: equal words (with a space behind each), then what differs, step by step, then equal words again.
 
@@ -149,7 +153,14 @@ def utterance(utt: bytes, head: bytes, aligned: Alignment, upper) -> bytes:
         line, eval_line = before + aligned.after, b" " * (len(before) + len(aligned.after))
         if len(line) + 6 >= LINE_WIDTH or not line:
             return b"id: (%s)\n%s%s\n" % (utt, head, _lines(aligned, upper))
-        return b"id: (%s)\n%sREF:  %s\nHYP:  %s\nEval: %s\n\n" % (utt, head, line, line, eval_line)
+        return _PLAIN % (utt, head, line, line, eval_line)
+    if len(aligned.steps) == 1 and aligned.errors:
+        a, b, mark, width = _cell(aligned.steps[0], ref[0] if ref else b"", hyp[0] if hyp else b"", upper)
+        before_length, after_length = len(before), len(aligned.after)
+        if before_length + width + after_length + 7 < LINE_WIDTH:
+            refs, hyps = before + a.ljust(width), before + b.ljust(width)
+            evals = b" " * before_length + mark.ljust(width + 1 + after_length)
+            return _PLAIN % (utt, head, b"%s %s" % (refs, aligned.after), b"%s %s" % (hyps, aligned.after), evals)
     refs, hyps, evals = [before], [before], [b" " * len(before)]
     at_ref = at_hyp = 0
     for step, place, other in (*aligned.errors, (0, len(ref), len(hyp))):
@@ -170,8 +181,7 @@ def utterance(utt: bytes, head: bytes, aligned: Alignment, upper) -> bytes:
     eval_line, after = b"".join(evals), aligned.after
     if len(eval_line) + len(after) + 6 >= LINE_WIDTH:
         return b"id: (%s)\n%s%s\n" % (utt, head, _lines(aligned, upper))
-    lines = b"".join(refs), after, b"".join(hyps), after, eval_line, b" " * len(after)
-    return b"id: (%s)\n%sREF:  %s%s\nHYP:  %s%s\nEval: %s%s\n\n" % (utt, head, *lines)
+    return _PLAIN % (utt, head, b"".join(refs) + after, b"".join(hyps) + after, eval_line + b" " * len(after))
 
 
 def _lines(aligned: Alignment, upper) -> bytes:
@@ -205,27 +215,8 @@ def _cell(step: int, a: bytes, b: bytes, upper) -> tuple[bytes, bytes, bytes, in
     return a, b, b"", width
 
 
-def _cells(utt: bytes, errors: Sequence[tuple[int, int, int]], ref: Sequence[bytes], hyp: Sequence[bytes], head: bytes, upper) -> bytes:
-    """alignment() word by word: for right words that are not the same (fragments, optional words) and lines that are folded."""
-    cells, at_ref, at_hyp = [], 0, 0
-    for step, place, other in (*errors, (0, len(ref), len(hyp))):
-        cells += [_cell(C, a, b, upper) for a, b in zip(ref[at_ref:place], hyp[at_hyp:other])]
-        at_ref, at_hyp = place + (step != I), other + (step != D)
-        if step:
-            cells.append(_cell(step, ref[place] if step != I else b"", hyp[other] if step != D else b"", upper))
-    lines, start = [b"id: (%s)\n%s" % (utt, head)], 0
-    while start < len(cells):
-        stop = _fold([cell[3] for cell in cells], start)
-        lead = b">> " if start else b""
-        lines.append(b"\n" if start else b"")
-        for name, column in ((b"REF:  ", 0), (b"HYP:  ", 1), (b"Eval: ", 2)):
-            lines.append(lead + name + b"".join(cell[column].ljust(cell[3]) + b" " for cell in cells[start:stop]) + b"\n")
-        start = stop
-    return b"".join(lines) + b"\n"
-
-
 def _fold(widths: Sequence[int], start: int) -> int:
-    """Where a line of cells that begins at `start` ends: the cell that reaches the width goes to the next line, the last never."""
+    """Where a line that begins at cell `start` ends: the cell that reaches the line's width goes to the next, the last never."""
     used, stop = (9 if start else 6), start
     while used < LINE_WIDTH and stop < len(widths):
         used += widths[stop] + 1
@@ -261,7 +252,8 @@ def details(title: str, speakers: Sequence[Speaker], tables: Tables) -> bytes:
     text += _table("INSERTIONS", tables.insertions) + b"\n\n"
     text += _table("DELETIONS", tables.deletions) + b"\n\n"
     text += _table("SUBSTITUTIONS", substituted) + b"\n"
-    text += b"* NOTE: The 'Substitution' words are those reference words\n        for which the recognizer supplied an incorrect word.\n\n\n"
+    text += b"* NOTE: The 'Substitution' words are those reference words\n"
+    text += b"        for which the recognizer supplied an incorrect word.\n\n\n"
     text += _table("FALSELY RECOGNIZED", recognised) + b"\n"
     text += b"* NOTE: The 'Falsely Recognized' words are those hypothesis words\n"
     return text + b"        which the recognizer incorrectly substituted for a reference word.\n\n"

@@ -14,7 +14,9 @@ from steermoe.score.report import Speaker
 from steermoe.score.units import Units
 
 DEBIAN = "/usr/lib/sctk/bin"  # where Debian's package puts its programs, outside the search path
-_COUNTS = re.compile(rb"^Scores: \(#C #S #D #I\) (\d+) (\d+) (\d+) (\d+)$|^Speaker sentences *\d+:  (.*)   #utts: \d+$", re.MULTILINE)
+_COUNTS = re.compile(
+    rb"^Scores: \(#C #S #D #I\) (\d+) (\d+) (\d+) (\d+)$|^Speaker sentences *\d+:  (.*)   #utts: \d+$", re.MULTILINE
+)
 
 
 @dataclass
@@ -57,7 +59,8 @@ def run_sclite(ref: Path, hyp: Path, title: str, units: Units) -> Result:
         files = [Path(folder) / f"report.{kind}" for kind in ("sys", "raw", "pra", "dtl")]
         if run.returncode != 0 or not all(file.is_file() for file in files):
             message = (run.stderr or run.stdout).decode(errors="replace").strip().splitlines()
-            raise UserError(f"{hyp}: sclite failed ({message[-1] if message else run.returncode}); use --engine own to see the line")
+            reason = message[-1] if message else f"status {run.returncode}"
+            raise UserError(f"{hyp}: sclite failed ({reason}); use --engine own to see the line")
         texts = [file.read_bytes() for file in files]
     speakers: list[Speaker] = []
     errors, words = [], []

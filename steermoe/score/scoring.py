@@ -62,11 +62,13 @@ def score(
 
     refs, hyps: trn files, or {utt: text} with the same utterances. unit: word | char. normalizer: none | english | chinese.
     utt2spk: the speakers of {utt: text} (default: the part of the id before its first "-" or "_"). title: the system's name in
-    the report (default: the hypothesis file). engine: own | sclite (the installed program aligns and reports; trn files and
-    out_dir only). options: the other fields of units.Units.
+    the report (default: the hypothesis file). engine: own | sclite (the installed program aligns and writes the report in
+    out_dir). options: the other fields of units.Units.
     out_dir receives result.txt, summary.json, ref/hyp.raw.trn (as they came) and ref/hyp.norm.trn (as they were aligned).
     UserError: a file that is missing, not UTF-8 or not trn, an id that is in one of the two only or comes twice.
     """
+    if engine not in ("own", "sclite"):
+        raise UserError(f"engine: {engine!r} is unknown (known: own, sclite)")
     units = Units(unit, **options)
     sources = {"ref": refs, "hyp": hyps}
     pairs, texts = load_pairs(refs, hyps, units, normalizer, utt2spk)
@@ -118,7 +120,8 @@ def load_pairs(
 
 def summarize(unit: str, normalizer: str, speakers: Sequence[report.Speaker], errors: Sequence, words: Sequence) -> Summary:
     """errors, words: (utterances,) int."""
-    counts = {name: sum(getattr(speaker, name) for speaker in speakers) for name in ("c", "s", "d", "i", "sentences", "sentence_errors")}
+    names = ("c", "s", "d", "i", "sentences", "sentence_errors")
+    counts = {name: sum(getattr(speaker, name) for speaker in speakers) for name in names}
     n = counts["c"] + counts["s"] + counts["d"]
     rate = percent(counts["s"] + counts["d"] + counts["i"], n)
     low, high = bootstrap_interval(errors, words)

@@ -26,7 +26,8 @@ def read_trn(path: str | Path) -> dict[str, str]:
         text = "\n".join(line for _, line in read_lines(path))
     utterances = {utt: words.strip(_SPACE) for words, utt in _TRN.findall(text)}
     lines = text.count("\n") + (text != "" and not text.endswith("\n"))
-    if len(utterances) == lines and not ("\n" + text[:2]).startswith(("\n;;", "\n**")) and "\n;;" not in text and "\n**" not in text:
+    comments = text.startswith((";;", "**")) or "\n;;" in text or "\n**" in text
+    if len(utterances) == lines and not comments:
         return utterances  # every line is a good one
     return _read_slowly(path, text.split("\n"))
 
@@ -56,7 +57,8 @@ def write_trn(path: str | Path, texts: Mapping[str, str], utt2spk: Mapping[str, 
         key = utt if utt2spk is None else f"{utt2spk[utt].replace('-', '_')}-{utt}"
         line = f"{text} ({key})\n"
         if "\r" in line or line.find("\n") != len(line) - 1 or "(" in key or ")" in key:
-            raise UserError(f"{path}: utterance {utt!r}: a trn line cannot hold a line break, nor an id a parenthesis; remove it")
+            message = "a trn line cannot hold a line break, nor an id a parenthesis; remove it"
+            raise UserError(f"{path}: utterance {utt!r}: {message}")
         lines.append(line)
     with atomic_write(path) as stream:
         stream.writelines(lines)

@@ -69,7 +69,7 @@ def _english() -> Callable[[str], str]:
     package = importlib.util.find_spec("whisper_normalizer")
     table = Path(package.origin).parent / "normalizers" / "english.json" if package and package.origin else None
     if table is None or not table.is_file():
-        raise UserError("normalizer: 'english' needs the spelling table of the package whisper-normalizer: pip install whisper-normalizer")
+        raise UserError("normalizer: 'english' needs the spelling table of whisper-normalizer: pip install whisper-normalizer")
     return EnglishTextNormalizer(json.loads(table.read_text(encoding="utf-8")))
 
 
