@@ -5,6 +5,7 @@ The file's metadata has one key, `steermoe`, a JSON object: format, config, enco
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -88,8 +89,10 @@ def load_model(
 
 def save_resume(path: str | Path, state: dict) -> None:
     """The trainer's whole state in one file, so that it is never older or newer than the adapter in it."""
+    buffer = io.BytesIO()  # torch's own writer hides a full disk behind an internal error
+    torch.save(state, buffer)
     with atomic_write(path, "wb") as stream:
-        torch.save(state, stream)
+        stream.write(buffer.getbuffer())
 
 
 def load_resume(path: str | Path) -> dict:

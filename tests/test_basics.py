@@ -1,5 +1,6 @@
 """Files, stamps, names, types, progress, verbs: what everything else stands on."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+from steermoe.checkpoint import save_resume
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.dtypes import resolve_dtype
 from steermoe.environment import describe, git_hash
@@ -149,3 +151,15 @@ def test_help_of_every_verb_explains_every_option(verb):
     command = [sys.executable, "-m", "steermoe.bin", verb.replace("_", "-"), "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "resume.pt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError) as raised:
+        save_resume(path, {"step": 1})
+    assert raised.value.filename == str(path) and path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from steermoe.errors import UserError
 from steermoe.score import read_trn, score, write_trn
 from steermoe.score.align import align
+from steermoe.score.sclite import find_program
 
 ROOT = Path(__file__).parents[1]
 REF = {"spka-1": "the quick brown Fox", "spka-2": "hello world", "spkb-1": "a b c d e", "spkb-2": ""}
@@ -118,3 +121,60 @@ def test_verb_prints_the_line_last_and_again_when_up_to_date(tmp_path):
 def test_importing_the_scorer_imports_no_torch():
     code = "import sys, steermoe.bin.score; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_jiwer_agrees_where_gaps_and_substitutions_cost_the_same(tmp_path):
+    """Weights 4, 3, 3 may prefer four gaps to three substitutions, never fewer errors than the least number there can be."""
+    jiwer = pytest.importorskip("jiwer")
+    draw = random.Random(4)
+    vocabulary = [f"w{number}" for number in range(200)]
+    refs, hyps = {}, {}
+    for number in range(300):
+        words = [draw.choice(vocabulary) for _ in range(draw.randint(1, 25))]
+        refs[f"a-{number}"] = " ".join(words)
+        heard = [draw.choice([f"{word} {word}", "", draw.choice(vocabulary)]) if draw.random() < 0.1 else word for word in words]
+        hyps[f"a-{number}"] = " ".join(heard)
+    same = 0
+    for utt in refs:
+        other = jiwer.process_words(refs[utt], hyps[utt])
+        own = score({utt: refs[utt]}, {utt: hyps[utt]})
+        least = other.substitutions + other.deletions + other.insertions
+        assert own.s + own.d + own.i >= least and own.i - own.d == other.insertions - other.deletions
+        same += own.s + own.d + own.i == least
+    assert same >= 297
+
+
+@pytest.mark.slow
+def test_speed(tmp_path):
+    """10,000 utterances: five times faster than sclite with the same reports, and as fast as jiwer, which writes none."""
+    jiwer = pytest.importorskip("jiwer")
+    draw = random.Random(0)
+    vocabulary = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 9))) for _ in range(5000)]
+    refs, hyps = {}, {}
+    for number in range(10000):
+        words = draw.choices(vocabulary, k=draw.randint(3, 35))
+        refs[f"spk{number % 40}-{number}"] = " ".join(words)
+        hyps[f"spk{number % 40}-{number}"] = " ".join(draw.choice(vocabulary) if draw.random() < 0.06 else word for word in words)
+    write_trn(tmp_path / "ref.trn", refs)
+    write_trn(tmp_path / "hyp.trn", hyps)
+    files = tmp_path / "ref.trn", tmp_path / "hyp.trn"
+
+    def seconds(work) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    report = seconds(lambda: score(*files, out_dir=tmp_path / "out"))
+    counts = seconds(lambda: score(*files))
+    others = seconds(lambda: jiwer.process_words(*(list(read_trn(file).values()) for file in files)))
+    print(f"10,000 utterances: with report {report:.2f} s, without {counts:.2f} s, jiwer {others:.2f} s")
+    assert counts < others
+    program = find_program("sclite")
+    if program:
+        command = [program, "-r", files[0], "trn", "-h", files[1], "trn", "-i", "spu_id", "-f", "0"]
+        sclite = seconds(lambda: subprocess.run([*command, "-o", "sum", "rsum", "pralign", "dtl"], check=True, capture_output=True))
+        print(f"sclite {sclite:.2f} s")
+        assert 5 * report < sclite
