@@ -154,7 +154,8 @@ def test_speed(tmp_path):
     for number in range(10000):
         words = draw.choices(vocabulary, k=draw.randint(3, 35))
         refs[f"spk{number % 40}-{number}"] = " ".join(words)
-        hyps[f"spk{number % 40}-{number}"] = " ".join(draw.choice(vocabulary) if draw.random() < 0.06 else word for word in words)
+        heard = [draw.choice(vocabulary) if draw.random() < 0.06 else word for word in words]
+        hyps[f"spk{number % 40}-{number}"] = " ".join(heard)
     write_trn(tmp_path / "ref.trn", refs)
     write_trn(tmp_path / "hyp.trn", hyps)
     files = tmp_path / "ref.trn", tmp_path / "hyp.trn"

@@ -52,7 +52,7 @@ class Pairs:
     def _chunk(self, part: list[tuple[int, str]], start: int, with_report: bool) -> bytes:
         aligned = self._align([utt for _, utt in part])
         pieces, all_errors, all_words = [], [], []
-        upper = None if self.units.case_sensitive else self.units.upper
+        upper = None if self.units.case_sensitive else self.units.upper if self.units.locale != "generic" else bytes.upper
         attributes = b"Attributes: Case_sensitve \n" if self.units.case_sensitive else b""  # sclite's spelling
         for index, (number, utt) in enumerate(part, start):
             pair, speaker = aligned[index - start], self.speakers[number]

@@ -62,7 +62,7 @@ class Units:
 
     def upper(self, word: bytes) -> bytes:
         """How a word in error is shown."""
-        return word.decode().translate(self._to_upper).encode().upper() if self._to_upper else word.upper()
+        return word.decode().translate(self._to_upper).encode().upper()
 
     def split(self, word: bytes) -> list[bytes]:
         """The characters of a word."""
