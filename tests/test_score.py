@@ -176,6 +176,7 @@ def test_speed(tmp_path):
     program = find_program("sclite")
     if program:
         command = [program, "-r", files[0], "trn", "-h", files[1], "trn", "-i", "spu_id", "-f", "0"]
-        sclite = seconds(lambda: subprocess.run([*command, "-o", "sum", "rsum", "pralign", "dtl"], check=True, capture_output=True))
+        command += ["-o", "sum", "rsum", "pralign", "dtl"]
+        sclite = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
         print(f"sclite {sclite:.2f} s")
         assert 5 * report < sclite
