@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import safetensors
@@ -53,9 +54,9 @@ def read_metadata(path: Path) -> tuple[Config, dict]:
             metadata = json.loads((file.metadata() or {}).get("steermoe", "{}"))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from None
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT or not {"config", "encoder_sha256", "llm_sha256"} <= metadata.keys():
         raise UserError(f"{path}: not an adapter of this toolkit (format {metadata.get('format')!r}, {FORMAT!r} needed)")
-    return config_from_dict(metadata["config"], str(path)), metadata
+    return config_from_dict(metadata["config"], str(path), registered=os.environ.get("STEERMOE_ALLOW_CODE") != "1"), metadata
 
 
 def load_model(

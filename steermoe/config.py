@@ -16,7 +16,7 @@ import yaml
 
 from steermoe.errors import UserError
 from steermoe.files import atomic_write, read_lines
-from steermoe.registry import keywords, nearest
+from steermoe.registry import ROLES, keywords, nearest
 
 
 @dataclass
@@ -117,10 +117,15 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     return config_from_dict(tree, str(path or "configuration"))
 
 
-def config_from_dict(tree: dict[str, Any], where: str = "configuration") -> Config:
-    """A checked Config from plain dicts; `where` names the source in errors."""
+def config_from_dict(tree: dict[str, Any], where: str = "configuration", registered: bool = False) -> Config:
+    """A checked Config from plain dicts; `where` names the source in errors.
+
+    registered: accept only the registry's names for roles: files from others must not choose which Python modules are imported.
+    """
     config = _build(Config, tree, where, "")
     for role in ROLE_KEYS:
+        if registered and (name := getattr(config, role)) not in ROLES[role]:
+            raise UserError(f"{where}: {role} {name!r} is code outside this toolkit; if you trust both, set STEERMOE_ALLOW_CODE=1")
         _check_role(config, role, where)
     for group in config.optim_conf.lr:
         if group not in ("projector", "steering", "router"):
@@ -130,6 +135,12 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration") -> Conf
     for key, least in (("beam", 1), ("max_tokens", 1), ("max_batch", 1), ("max_repeats", 0)):
         if getattr(config.decode_conf, key) < least:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
+    positive = {"optim_conf.lr": min(config.optim_conf.lr.values()), "train_conf.grad_clip": config.train_conf.grad_clip}
+    positive |= {"train_conf.num_threads": config.train_conf.num_threads, "optim_conf.warmup_steps": config.optim_conf.warmup_steps}
+    if bad := [f"{key}: {value}" for key, value in positive.items() if value < 0]:
+        raise UserError(f"{where}: {bad[0]} is below 0")
+    if len(config.optim_conf.betas) != 2:
+        raise UserError(f"{where}: optim_conf.betas: {config.optim_conf.betas} are not two numbers")
     for key in ("max_steps", "valid_steps", "save_steps", "accum_grad", "max_batch"):
         if getattr(config.train_conf, key) < 1:
             raise UserError(f"{where}: train_conf.{key}: {getattr(config.train_conf, key)} is below 1")
@@ -163,8 +174,9 @@ def parse_overrides(words: list[str]) -> list[tuple[list[str], Any]]:
             parsed = yaml.safe_load(value) if value.strip() else value
         except yaml.YAMLError:
             parsed = value
-        if isinstance(parsed, dict) and not value.lstrip().startswith("{"):
-            parsed = value  # a text with a colon in it, such as a prompt
+        quoted = value.lstrip()[:1] in ("'", '"')
+        if (isinstance(parsed, str) and not quoted) or (isinstance(parsed, dict) and not value.lstrip().startswith("{")):
+            parsed = value  # a text, such as a prompt with a colon or a # in it, as it was typed
         pairs.append((name[2:].replace("-", "_").split("."), parsed))
     return pairs
 

@@ -17,7 +17,7 @@ from steermoe.errors import UserError
 from steermoe.files import append_jsonl, atomic_write, read_json, read_lines, resume_jsonl, sha256_file
 from steermoe.progress import Progress
 from steermoe.registry import ROLES, keywords, nearest, resolve
-from steermoe.stamp import Stamp
+from steermoe.stamp import Stamp, stamp_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,6 +78,25 @@ def test_a_stamp_is_fresh_until_settings_inputs_or_outputs_change(tmp_path):
     given.write_text("1")
     made.unlink()
     assert not fresh({"a": 1})
+
+
+def test_inputs_of_one_name_are_told_apart(tmp_path):
+    files = [tmp_path / name / "data.jsonl" for name in ("train", "dev")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    Stamp(tmp_path / "stamp", {}, files).write()
+    assert Stamp(tmp_path / "stamp", {}, files).fresh() and not Stamp(tmp_path / "stamp", {}, files[::-1]).fresh()
+    files[0].write_text("new")
+    assert not Stamp(tmp_path / "stamp", {}, files).fresh()
+
+
+def test_an_inputs_own_stamp_counts(tmp_path):
+    (tmp_path / "x").write_text("same")
+    Stamp(stamp_of(tmp_path / "x"), {"made": 1}).write()
+    Stamp(tmp_path / "stamp", {}, [tmp_path / "x"]).write()
+    Stamp(stamp_of(tmp_path / "x"), {"made": 2}).write()
+    assert not Stamp(tmp_path / "stamp", {}, [tmp_path / "x"]).fresh()
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -61,6 +61,16 @@ def test_another_safetensors_file_is_refused(tmp_path):
         load_model(tmp_path / "x.safetensors")
 
 
+def test_a_strangers_file_chooses_no_python_modules(saved, tiny_config, tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    tiny_config.projector = "evil:Projector"
+    save_adapter(saved, tiny_model, tiny_config, 1, {})
+    with pytest.raises(UserError, match="outside this toolkit.*STEERMOE_ALLOW_CODE"):
+        load_model(saved)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_folder_without_adapter(tmp_path):
     with pytest.raises(UserError, match="no trained adapter.*--stage 4"):
         find_adapter(tmp_path)

@@ -48,6 +48,9 @@ def test_overrides_on_the_command_line(word, value, read):
         ("optim_conf: {lr: {routr: 1}}", "optim_conf.lr.routr .did you mean 'router'"),
         ("optim_conf: {schedule: step}", "schedule"),
         ("decode_conf: {beam: 0}", "decode_conf.beam: 0 is below 1"),
+        ("train_conf: {grad_clip: -1}", "train_conf.grad_clip: -1.0 is below 0"),
+        ("optim_conf: {lr: {router: -1}}", "optim_conf.lr: -1.0 is below 0"),
+        ("optim_conf: {betas: [0.9]}", "not two numbers"),
         ("train_conf: {max_steps: 0}", "train_conf.max_steps: 0 is below 1"),
         ("train_conf: {seed: true}", "train_conf.seed: True is not a whole number"),
         ("train_conf: 3", "train_conf holds keys"),
@@ -60,6 +63,16 @@ def test_bad_files(tmp_path, text, message):
     path = write(tmp_path, text)
     with pytest.raises(UserError, match=message):
         load_config(path)
+
+
+@pytest.mark.parametrize("prompt", ["task #1 please ", "write: <audio>", "[noise] or not? ", "yes"])
+def test_a_prompt_on_the_command_line_stays_as_it_was_typed(prompt):
+    if prompt == "yes":  # YAML's word for true; quoting it says that it is a text
+        assert load_config(None, ["--data-conf.prompt", "'yes'"]).data_conf.prompt == "yes"
+    elif prompt.startswith("["):
+        assert load_config(None, ["--data-conf.prompt", f'"{prompt}"']).data_conf.prompt == prompt
+    else:
+        assert load_config(None, ["--data-conf.prompt", prompt]).data_conf.prompt == prompt
 
 
 def test_yaml_never_runs_code(tmp_path):

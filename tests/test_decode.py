@@ -14,6 +14,7 @@ from steermoe.data.dataset import AudioTextDataset
 from steermoe.decode.decoder import answer_limit, decode_batch, decode_dataset
 from steermoe.decode.hypotheses import Journal, write_hypotheses
 from steermoe.decode.repeats import loop_start
+from steermoe.stamp import Stamp
 from steermoe.decode.search import beam_search, greedy_search
 
 LENGTHS = [50, 80, 123, 200]
@@ -135,7 +136,7 @@ def test_a_looping_model_is_stopped_and_it_is_counted(tiny_model, data, monkeypa
     journal = Journal(tmp_path / "part")
     decode_dataset(tiny_model, data, "x ", conf, journal)
     assert list(journal.results.values()) == [[tiny_model.llm.decode([70]), "repeat"]] * 4
-    write_hypotheses(tmp_path, data.entries, journal, {})
+    write_hypotheses(tmp_path, data.entries, journal, {}, Stamp(tmp_path / ".done", {}))
     assert json.loads((tmp_path / "decode.json").read_text())["ended"] == {"end": 0, "length": 0, "repeat": 4}
 
 
@@ -157,7 +158,7 @@ def test_killed_and_resumed_gives_the_same_hypotheses(tiny_model, data, tmp_path
     assert (tmp_path / "killed").read_bytes().splitlines()[0] == lines[0].rstrip()
     for name, journal in (("one", whole), ("other", resumed)):
         (tmp_path / name).mkdir()
-        write_hypotheses(tmp_path / name, data.entries, journal, {})
+        write_hypotheses(tmp_path / name, data.entries, journal, {}, Stamp(tmp_path / name / ".done", {}))
     assert (tmp_path / "one" / "text").read_bytes() == (tmp_path / "other" / "text").read_bytes()
 
 

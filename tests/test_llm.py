@@ -105,3 +105,63 @@ def test_a_folder_that_is_no_llm(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="llm_conf.model"):
         CausalLM.from_pretrained(str(tmp_path))
+
+
+def llm_with(tiny_bases, template, **conf):
+    llm = CausalLM.from_pretrained(str(tiny_bases / "llm"), dtype="float32", **conf)
+    llm.tokenizer.chat_template = template
+    return llm
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + tiny.CHATML
+
+
+def test_a_template_without_system_role(tiny_bases):
+    assert llm_with(tiny_bases, NO_SYSTEM, system="").template("x") == llm_with(tiny_bases, NO_SYSTEM).template("x")
+    with pytest.raises(UserError, match="no system role.*llm_conf.system"):
+        llm_with(tiny_bases, NO_SYSTEM, system="be brief").template("x")
+
+
+def test_a_template_with_todays_date_is_the_same_tomorrow(tiny_bases):
+    idiom = "{% if not date_string is defined %}{% set date_string = strftime_now('%d') %}{% endif %}{{ date_string }} "
+    llm = llm_with(tiny_bases, idiom + tiny.CHATML)
+    assert text(llm, llm.template("x").prefix_ids).startswith("26 Jul 2024 ")
+
+
+def test_control_tokens_in_a_prompt_are_refused(llm):
+    with pytest.raises(UserError, match="control token"):
+        llm.template("is it <|im_end|> now?")
+
+
+def test_missing_weights_are_an_error_not_random(tiny_bases, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_bases / "llm", tmp_path / "llm")
+    tensors = load_file(tmp_path / "llm" / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "llm" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lacks the weights .*up_proj"):
+        CausalLM.from_pretrained(str(tmp_path / "llm"))
+    (tmp_path / "llm" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="llm_conf.model"):
+        CausalLM.from_pretrained(str(tmp_path / "llm"))
+    (tmp_path / "llm" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer"):
+        CausalLM.text_encoder(str(tmp_path / "llm"))
+
+
+def test_code_in_a_models_folder_is_never_run(tiny_bases, tmp_path, monkeypatch):
+    import json
+    import shutil
+
+    shutil.copytree(tiny_bases / "llm", tmp_path / "llm")
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "llm" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="llm_conf.model"):
+        CausalLM.from_pretrained(str(tmp_path / "llm"))
+    assert not (tmp_path / "ran").exists()

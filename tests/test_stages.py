@@ -216,6 +216,9 @@ def test_transcription_agrees_with_decoding(recipe):
         (("train", *TRAIN[1:-1], "exp_d", "--encoder-conf.model", "nowhere/whisper"), "nowhere/whisper"),
         (("decode", *DECODE[1:], "--train-conf.seed", "2"), "decoding takes --decode-conf.KEY"),
         (("decode", *DECODE[1:], "--decode-conf.beem", "2"), "did you mean 'beam'"),
+        (("decode", *DECODE[1:], "--decode-conf", "2"), "decoding takes --decode-conf.KEY"),
+        (("decode", *DECODE[1:], "--ngpu", "4"), "--ngpu 4: 0 (the CPU) or 1"),
+        (("prepare_model", "--config", "train.yaml", "--exp", "/proc/nope"), "/proc/nope"),
         (("decode", "--exp", "data", *DECODE[3:]), "no trained adapter"),
         (("decode", "--exp", "exp", "--data", "none.jsonl", "--out", "x"), "none.jsonl: no such file"),
         (("transcribe", "--model", "exp", "train.yaml"), "train.yaml"),
@@ -227,12 +230,46 @@ def test_transcription_agrees_with_decoding(recipe):
     ids=lambda value: value if isinstance(value, str) else " ".join(value[-2:]),
 )
 def test_bad_input_is_one_message(recipe, verb, message):
-    if "--ngpu" in verb:
+    if verb[-2:] == ("--ngpu", "1"):
         torch = pytest.importorskip("torch")
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
     error = fails(*verb, cwd=recipe)
     assert message in error and len(error.strip().splitlines()) <= 4
+
+
+def test_new_recordings_under_old_names_are_noticed_by_every_stage(recipe, tmp_path):
+    import shutil
+
+    shutil.copytree(recipe, tmp_path / "copy")
+    copy = tmp_path / "copy"
+    scp = copy / "data" / "wav.scp"
+    scp.write_text(scp.read_text().replace(str(recipe), str(copy)))
+    text = ("prepare_text", "--config", "train.yaml", "--data", "data", "--feats", "dump", "--out", "dump/data.jsonl")
+    dump(copy, "dump")
+    steermoe(*text, cwd=copy)
+    steermoe(*TRAIN[:-1], "exp_new", cwd=copy)
+    assert "up to date" in dump(copy, "dump").stdout and "up to date" in steermoe(*TRAIN[:-1], "exp_new", cwd=copy).stdout
+    samples, rate = soundfile.read(copy / "data" / "a-1.flac")
+    soundfile.write(copy / "data" / "a-1.flac", samples[::-1], rate)
+    assert "up to date" not in dump(copy, "dump").stdout
+    assert "up to date" not in steermoe(*text, cwd=copy).stdout
+    assert "other data" in fails(*TRAIN[:-1], "exp_new", cwd=copy)
+
+
+def test_an_edited_decode_conf_is_taken_up(recipe):
+    config = yaml.safe_load((recipe / "train.yaml").read_text())
+    config["decode_conf"]["beam"] = 2
+    (recipe / "beam.yaml").write_text(yaml.safe_dump(config))
+    assert "up to date" in steermoe("train", "--config", "beam.yaml", *TRAIN[3:], cwd=recipe).stdout
+    steermoe(*DECODE[:-1], "exp/beam", cwd=recipe)
+    assert json.loads((recipe / "exp" / "beam" / "decode.json").read_text())["decode_conf"]["beam"] == 2
+    steermoe(*TRAIN, cwd=recipe)
+
+
+def test_overrides_may_stand_before_the_files(recipe):
+    done = steermoe("transcribe", "--model", "exp", "--decode-conf.beam", 2, "data/a-1.flac", cwd=recipe)
+    assert done.stdout.startswith("data/a-1.flac\t")
 
 
 def test_damaged_features_are_named(recipe):

@@ -144,6 +144,40 @@ def test_non_finite_steps_change_nothing_and_end_the_run_when_they_go_on(tiny_co
         run.optimizer_step([broken])
 
 
+def test_a_dev_loss_that_is_not_finite_is_an_error(tiny_config, data, tmp_path):
+    run = trainer(tiny_config, data, tmp_path)
+    with torch.no_grad():
+        run.model.projector.linear.bias.fill_(math.nan)
+    with pytest.raises(UserError, match="dev loss is nan"):
+        run.validate()
+
+
+def test_resume_refuses_other_bases_and_fewer_steps(tiny_config, data, tmp_path):
+    trainer(tiny_config, data, tmp_path).run()
+    tiny_config.train_conf.max_steps = 3
+    with pytest.raises(UserError, match="already trained for 6 steps"):
+        trainer(tiny_config, data, tmp_path).run()
+    other = trainer(tiny_config, data, tmp_path)
+    other.model.llm.fingerprint = "another"
+    with pytest.raises(UserError, match="other weights of encoder or LLM"):
+        other.run()
+
+
+def test_without_a_saved_state_the_log_starts_anew(tiny_config, data, tmp_path):
+    first = trainer(tiny_config, data, tmp_path)
+    first.run()
+    first.resume_path.unlink()
+    trainer(tiny_config, data, tmp_path).run()
+    assert [json.loads(line)["step"] for line in first.log_path.open()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_budget_counts_the_frames_that_the_encoder_pads_to(tiny_config, data, tmp_path):
+    tiny_config.encoder_conf["window"] = "crop"
+    tiny_config.train_conf.batch_frames = 6000
+    run = trainer(tiny_config, data, tmp_path)
+    assert len(next(run.batches()).utts) == 2
+
+
 def test_training_state_runs_no_code(tmp_path):
     torch.save({"x": print}, tmp_path / "resume.pt")
     with pytest.raises(UserError, match="resume.pt: not a readable training state"):

@@ -48,6 +48,16 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+def split_overrides(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """(other words, ["--llm-conf.model", "DIR", …]), for verbs with FILE arguments: argparse would take DIR for one."""
+    words, rest, overrides = list(sys.argv[1:] if argv is None else argv), [], []
+    while words:
+        override = words[0].startswith("--") and "." in words[0]
+        (overrides if override else rest).extend(words[: 1 + override])
+        words = words[1 + override :]
+    return rest, overrides
+
+
 def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, "Config"]:
     """For verbs with `--config`: options that the parser does not know override configuration keys (--train-conf.seed 2)."""
     from steermoe.config import load_config
@@ -76,6 +86,8 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            if error.filename is None:
+                raise
+            sys.exit(f"steermoe {verb}: error: {error.filename}: {error.strerror}")
         where = f" while writing {error.filename}" if error.filename else ""
         sys.exit(f"steermoe {verb}: error: no space left on the disk{where}; free some and run the same command again")

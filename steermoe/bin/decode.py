@@ -34,7 +34,6 @@ def main(argv=None) -> None:
         print(f"{args.out}/hyp.trn: up to date")
         return
     decode(args, adapter, conf, stamp)
-    stamp.write()
 
 
 def add_model_options(parser: Parser) -> None:
@@ -47,7 +46,7 @@ def add_model_options(parser: Parser) -> None:
 def decode_conf(config, exp: Path, overrides: list[str]):
     """decode_conf of the experiment (its config.yaml may have been edited since training), with the command line's overrides."""
     for name, _ in parse_overrides(overrides):
-        if name[0] != "decode_conf":
+        if name[0] != "decode_conf" or len(name) != 2:
             raise UserError(f"--{'.'.join(name)}: unknown option; decoding takes --decode-conf.KEY, as in --decode-conf.beam 4")
     tree = config.to_dict()
     edited = exp / "config.yaml"
@@ -66,13 +65,15 @@ def decode(args, adapter: Path, conf, stamp: Stamp) -> None:
     data, journal = AudioTextDataset(args.data), open_journal(args.out, stamp)
     model, config = load_model(adapter, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
     decode_dataset(model, data, config.data_conf.prompt, conf, journal)
-    write_hypotheses(args.out, data.entries, journal, vars(conf))
+    write_hypotheses(args.out, data.entries, journal, vars(conf), stamp)
 
 
 def device(ngpu: int) -> str:
     """"cuda" or "cpu". UserError if a GPU is asked for that torch cannot use."""
     import torch
 
+    if ngpu not in (0, 1):
+        raise UserError(f"--ngpu {ngpu}: 0 (the CPU) or 1")
     if ngpu > 0 and not torch.cuda.is_available():
         raise UserError(f"--ngpu {ngpu}: no GPU that torch can use on this machine; --ngpu 0 runs on the CPU")
     return "cuda" if ngpu > 0 else "cpu"

@@ -6,7 +6,9 @@ killed job goes on behind its last whole utterance; the bytes are those of an un
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 from pathlib import Path
 
 from steermoe.bin.cli import Parser, boolean, parse_with_config, run
@@ -14,7 +16,7 @@ from steermoe.errors import UserError
 from steermoe.files import atomic_write
 from steermoe.progress import Progress
 from steermoe.registry import resolve
-from steermoe.stamp import Stamp
+from steermoe.stamp import Stamp, stamp_of
 
 
 def main(argv=None) -> None:
@@ -29,8 +31,8 @@ def main(argv=None) -> None:
         raise UserError(f"--job {args.job} --nj {args.nj} --compression {args.compression}: job 0 to nj, compression 0, 2, 3 or 5")
     args.out.mkdir(parents=True, exist_ok=True)
     inputs = [args.data / name for name in ("wav.scp", "segments")]
-    settings = {"features": frontend.name, "compression": args.compression}
-    finished = Stamp(args.out / ".done", settings, inputs)
+    settings = {"features": frontend.name, "compression": args.compression, "recordings": recordings(args.data)}
+    finished = Stamp(stamp_of(args.out / "feats.scp"), settings, inputs)
     if finished.fresh([args.out / "feats.scp", args.out / "utt2num_frames"]):
         print(f"{args.out}/feats.scp: up to date")
         return
@@ -40,6 +42,17 @@ def main(argv=None) -> None:
         count = merge_shards(args)
         finished.write()
         print(f"{args.out}/feats.scp: {count} utterances")
+
+
+def recordings(data: Path) -> str:
+    """Hash over size and time of every audio file, so that new recordings under old names are noticed. Opens none."""
+    from steermoe.data.kaldi_dir import DataDir
+
+    digest = hashlib.sha256()
+    for wav in sorted({str(u.wav) for u in DataDir.read(data, allow_pipes=True, require=("wav.scp",)).utterances.values()}):
+        status = os.stat(wav) if os.path.isfile(wav) else None
+        digest.update(f"{wav} {(status.st_size, status.st_mtime_ns) if status else ''}\n".encode())
+    return digest.hexdigest()
 
 
 def make_parser() -> Parser:

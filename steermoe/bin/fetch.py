@@ -9,12 +9,11 @@ With --config, the encoder and the LLM that a configuration names; its keys can 
 
 from __future__ import annotations
 
-import sys
 from typing import Sequence
 
 import yaml
 
-from steermoe.bin.cli import Parser, run
+from steermoe.bin.cli import Parser, run, split_overrides
 from steermoe.config import Config, parse_overrides
 from steermoe.errors import UserError
 from steermoe.fetch import catalog, find_model
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="catalog name, hub id or local folder")
     parser.add_argument("--config", help="fetch the encoder and the LLM that this configuration names")
     parser.add_argument("--list", action="store_true", help="print the catalog: name, kind, licence, what it is")
-    words, overrides = _split_overrides(list(sys.argv[1:] if argv is None else argv))
+    words, overrides = split_overrides(argv)
     options = parser.parse_args(words)
     if overrides and not options.config:
         parser.error(f"unknown option {overrides[0]}; overrides such as --llm-conf.model go with --config")
@@ -42,16 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, kind in wanted:
         print(f"{name}\t{find_model(name, kind)}", flush=True)
     return 0
-
-
-def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """(other words, ["--llm-conf.model", "DIR", …]): argparse would take DIR for a NAME."""
-    rest, overrides = [], []
-    while words:
-        override = words[0].startswith("--") and "." in words[0]
-        (overrides if override else rest).extend(words[: 1 + override])
-        words = words[1 + override :]
-    return rest, overrides
 
 
 def _named_in(path: str, overrides: list[str]) -> list[tuple[str, str]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
 from steermoe.bin.cli import Parser, parse_with_config, run
 from steermoe.errors import UserError
 from steermoe.files import atomic_write
-from steermoe.stamp import Stamp
+from steermoe.stamp import Stamp, stamp_of
 
 
 def main(argv=None) -> None:
@@ -22,7 +23,7 @@ def main(argv=None) -> None:
     names = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "question")
     inputs = [args.data / name for name in names] + [args.feats / "feats.scp", args.feats / "utt2num_frames"]
     settings = {"data_conf": vars(config.data_conf), "llm_conf": config.llm_conf}
-    stamp = Stamp(args.out.with_name(f".{args.out.name}.done"), settings, inputs)
+    stamp = Stamp(stamp_of(args.out), settings, inputs)
     if stamp.fresh([args.out]):
         print(f"{args.out}: up to date")
         return
@@ -46,7 +47,7 @@ def make_entries(data: Path, feats: Path, config) -> tuple[list[dict], Counter]:
     frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
     scp, frames = read_map(feats / "feats.scp"), read_map(feats / "utt2num_frames")
     conf, entries, dropped = config.data_conf, [], Counter()
-    for utt, utterance in DataDir.read(data).utterances.items():
+    for utt, utterance in DataDir.read(data, allow_pipes=True).utterances.items():
         if utt not in scp:
             raise UserError(f"{feats}/feats.scp: no features of {utt}, which is in {data}; run stage 1 again")
         if utterance.text is None:
@@ -55,7 +56,7 @@ def make_entries(data: Path, feats: Path, config) -> tuple[list[dict], Counter]:
         duration = utterance.duration or num_frames / frontend.frames_per_second
         tokens = len(encode(utterance.text))
         checks = {
-            f"over {conf.max_seconds:g} s": duration > conf.max_seconds,
+            f"over {conf.max_seconds:g} s": duration > conf.max_seconds or num_frames > (frontend.max_frames or math.inf),
             f"under {conf.min_seconds:g} s": duration < conf.min_seconds,
             f"over {conf.max_tokens} tokens": tokens > conf.max_tokens,
             f"under {conf.min_tokens} tokens": tokens < conf.min_tokens,

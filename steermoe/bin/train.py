@@ -13,7 +13,7 @@ from steermoe.errors import UserError
 from steermoe.files import write_json
 from steermoe.stamp import Stamp
 
-MAY_CHANGE = ("decode_conf", "train_conf.max_steps", "train_conf.patience", "train_conf.save_steps")
+MAY_CHANGE = ("decode_conf", "train_conf.patience", "train_conf.save_steps")
 
 
 def main(argv=None) -> None:
@@ -28,6 +28,7 @@ def main(argv=None) -> None:
     relevant = {key: value for key, value in config.to_dict().items() if key != "decode_conf"}
     done = Stamp(args.exp / ".train.done", relevant, [args.train, args.dev])
     if done.fresh([adapter]):
+        config.save(args.exp / "config.yaml")  # decode_conf may have been edited; decoding reads it there
         print(f"{adapter}: up to date")
         return
     claim(args.exp, config, Stamp(args.exp / ".train.begun", {}, [args.train, args.dev]))
@@ -40,7 +41,10 @@ def claim(exp: Path, config: Config, data: Stamp) -> None:
     """Writes config.yaml, or checks that an interrupted training here was of this configuration and this data."""
     if (exp / "checkpoints" / "resume.pt").is_file():
         before = config_from_dict(yaml.safe_load((exp / "config.yaml").read_text(encoding="utf-8")), str(exp / "config.yaml"))
-        if changed := differences(before.to_dict(), config.to_dict()):
+        may_change = MAY_CHANGE
+        if config.optim_conf.schedule == "constant":  # the others depend on how many steps there are
+            may_change += ("train_conf.max_steps",)
+        if changed := differences(before.to_dict(), config.to_dict(), may_change):
             raise UserError(
                 f"{exp}: holds a training of another configuration ({'; '.join(changed)}); give this one a name of its own with "
                 f"--tag NAME, or remove {exp}"
@@ -51,15 +55,15 @@ def claim(exp: Path, config: Config, data: Stamp) -> None:
     data.write()
 
 
-def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+def differences(before: dict, now: dict, may_change: tuple[str, ...], prefix: str = "") -> list[str]:
     """Keys of which training depends and whose values differ, as text."""
     found = []
     for key in sorted(before.keys() | now.keys()):
         path, old, new = prefix + key, before.get(key), now.get(key)
-        if path in MAY_CHANGE or old == new:
+        if path in may_change or old == new:
             continue
         both = isinstance(old, dict) and isinstance(new, dict)
-        found += differences(old, new, path + ".") if both else [f"{path} was {old}, is {new}"]
+        found += differences(old, new, may_change, path + ".") if both else [f"{path} was {old}, is {new}"]
     return found
 
 

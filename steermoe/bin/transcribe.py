@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steermoe.bin.cli import Parser, run
+from steermoe.bin.cli import Parser, run, split_overrides
 from steermoe.bin.decode import add_model_options, decode_conf, device
 from steermoe.errors import UserError
 
@@ -16,7 +16,8 @@ def main(argv=None) -> None:
     parser.add_argument("--prompt", help="what the LLM is asked; default: what the adapter was trained with")
     add_model_options(parser)
     parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.beam 4"
-    args, overrides = parser.parse_known_args(argv)
+    words, overrides = split_overrides(argv)
+    args = parser.parse_args(words)
     import torch
 
     from steermoe.checkpoint import find_adapter, load_model, read_metadata
@@ -30,19 +31,20 @@ def main(argv=None) -> None:
 
     # Bad files are named before the models are loaded.
     waves = [torch.from_numpy(load_audio(name)) for name in args.files]
-    longest = read_metadata(find_adapter(args.model))[0].data_conf.max_seconds
+    trained = read_metadata(find_adapter(args.model))[0]
+    conf, longest = decode_conf(trained, args.model, overrides), trained.data_conf.max_seconds
     for name, wave in zip(args.files, waves):
         if len(wave) > longest * SAMPLE_RATE:
             seconds = len(wave) / SAMPLE_RATE
             raise UserError(f"{name}: {seconds:.1f} s long; this adapter reads at most {longest:g} s at a time: cut the file at pauses")
     model, config = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
-    conf = decode_conf(config, args.model, overrides)
     frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
     examples = [Example(name, frontend(wave), "", None) for name, wave in zip(args.files, waves)]
     collator = Collator(model.llm, args.prompt or config.data_conf.prompt, answers=False)
+    costs = [max(len(example.feats_fm), model.encoder.min_frames) for example in examples]
     texts: dict[int, str] = {}
     printed = 0
-    for indices in sorted_batches([len(example.feats_fm) for example in examples], conf.batch_frames, conf.max_batch):
+    for indices in sorted_batches(costs, conf.batch_frames, conf.max_batch):
         batch = collator([examples[i] for i in indices]).to(device(args.ngpu))
         seconds = [len(waves[i]) / SAMPLE_RATE for i in indices]
         for index, hypothesis in zip(indices, decode_batch(model, batch, seconds, conf)):

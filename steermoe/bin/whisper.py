@@ -32,8 +32,7 @@ def main(argv=None) -> None:
         return
     journal = open_journal(args.out, stamp)
     decode(args, model, entries, journal)
-    write_hypotheses(args.out, entries, journal, {"model": args.model, **settings})
-    stamp.write()
+    write_hypotheses(args.out, entries, journal, {"model": args.model, **settings}, stamp)
 
 
 def make_parser() -> Parser:

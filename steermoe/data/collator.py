@@ -44,7 +44,7 @@ class Collator:
         for example in examples:
             prefix, suffix, end = self._template(example.prompt or self.prompt)
             answer = [*self.llm.encode(example.text), end] if self.answers else []
-            rows.append(torch.tensor([*prefix, *suffix, *answer]))
+            rows.append(torch.tensor([*prefix, *suffix, *answer], dtype=torch.long))
             audio_at.append(len(prefix))
             answer_at.append(len(prefix) + len(suffix))
         feats = [example.feats_fm for example in examples]

@@ -30,6 +30,7 @@ class WhisperLogMel:
     """The feature extractor of a Whisper encoder with `num_mels` bands. Called by stage 1, never inside training."""
 
     frames_per_second = SAMPLE_RATE / HOP
+    max_frames = WINDOW_FRAMES
 
     def __init__(self, num_mels: int):
         self.num_mels = num_mels

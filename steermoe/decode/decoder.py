@@ -41,4 +41,5 @@ def decode_dataset(model: SteerMoE, data: AudioTextDataset, prompt: str, conf: D
         hypotheses = decode_batch(model, batch, [entry["duration"] for entry in entries], conf)
         return {e["utt"]: [model.llm.decode(h.tokens).strip(), h.ended] for e, h in zip(entries, hypotheses)}
 
-    journal.run("decode", sorted_batches(data.lengths(), conf.batch_frames, conf.max_batch), decode)
+    costs = [max(length, model.encoder.min_frames) for length in data.lengths()]
+    journal.run("decode", sorted_batches(costs, conf.batch_frames, conf.max_batch), decode)

@@ -59,8 +59,8 @@ def open_journal(out: Path, stamp: Stamp) -> Journal:
     return Journal(out / f".hyp.{key}.part")
 
 
-def write_hypotheses(out: Path, entries: list[dict], journal: Journal, settings: dict) -> None:
-    """Writes OUTPUTS in the data set's order, removes the journals, and prints the speed. entries: lines of data.jsonl."""
+def write_hypotheses(out: Path, entries: list[dict], journal: Journal, settings: dict, stamp: Stamp) -> None:
+    """Writes OUTPUTS in the data set's order, then the stamp, then removes the journals. entries: lines of data.jsonl."""
     results = journal.results
     texts = {entry["utt"]: " ".join(results[entry["utt"]][0].split()) for entry in entries}
     speakers = {entry["utt"]: entry["spk"] for entry in entries}
@@ -83,5 +83,6 @@ def write_hypotheses(out: Path, entries: list[dict], journal: Journal, settings:
         f"{out}/hyp.trn: {len(entries)} utterances, {audio / seconds:.1f} x real time; the repeat guard fired {ended['repeat']} "
         f"times, {ended['length']} answers reached the length limit"
     )
+    stamp.write()
     for part in out.glob(".hyp.*.part"):
         part.unlink()

@@ -88,7 +88,7 @@ def greedy_search(llm, vectors_bqh: Tensor, layout: Merged, max_tokens: list[int
 def beam_search(llm, vectors_bqh: Tensor, layout: Merged, max_tokens: list[int], conf: DecodeConf) -> list[Hypothesis]:
     """The best of conf.beam hypotheses by score / (tokens + 1) ** conf.length_penalty (the end token counts).
 
-    A row ends when conf.beam hypotheses have ended, at its limit, or when no running one can still overtake the best.
+    A row ends at its limit, or when conf.beam hypotheses have ended and no running one can still overtake the best of them.
     """
     beam, stop = conf.beam, llm.stop_ids()
     decoding = Decoding(llm, vectors_bqh, layout)

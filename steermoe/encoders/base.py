@@ -22,6 +22,7 @@ class Frontend(Protocol):
 
     name: str  # names the dump folder, so it says everything that changes the features
     frames_per_second: float
+    max_frames: int | None  # the longest input that the encoder reads; None: any length
 
     def __call__(self, samples_n: Tensor) -> Tensor:
         """(N,) float32 in [-1, 1] at 16 kHz -> (F, M) float32."""
@@ -32,6 +33,7 @@ class Encoder(Protocol):
 
     dim: int  # D
     num_layers: int
+    min_frames: int  # input frames that every utterance is padded to inside the encoder: what a batch costs; 0: none
     final_norm: nn.Module  # applied after the last layer's steering, before or after pooling as the projector says
     fingerprint: str  # SHA-256 of the frozen weights, whatever the file format they came in
 

@@ -46,6 +46,7 @@ class WhisperEncoder(nn.Module):
         if window not in WINDOWS:
             raise UserError(f"encoder_conf.window: {window!r} is not one of {', '.join(WINDOWS)}")
         self.dim, self.num_layers, self.window, self.model, self.dtype = d_model, layers, window, model, dtype
+        self.min_frames = 0 if window == "trim" else WINDOW_FRAMES
         self.conv1 = nn.Conv1d(n_mels, d_model, 3, padding=1)
         self.conv2 = nn.Conv1d(d_model, d_model, 3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(positions, d_model)

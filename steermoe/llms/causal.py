@@ -6,9 +6,11 @@ Shape legend: B batch, S sequence places, H width, V vocabulary, R selected rows
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Callable
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from steermoe.dtypes import resolve_dtype
@@ -36,27 +38,29 @@ class CausalLM(nn.Module):
     @classmethod
     def from_pretrained(cls, model: str, *, dtype: str = "auto", **conf) -> "CausalLM":
         """model: local folder, hub id or catalog name. Never runs code from the model's folder."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         path = find_model(model, kind="llm")
         try:
-            llm = AutoModelForCausalLM.from_pretrained(path, dtype=resolve_dtype(dtype), use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
+            llm, report = AutoModelForCausalLM.from_pretrained(
+                path, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise UserError(f"llm_conf.model: {path} is not a causal language model with safetensors weights: {error}") from None
-        wrapped = cls(llm, tokenizer, model=model, dtype=dtype, **conf)
+        if missing := sorted(report["missing_keys"]):
+            raise UserError(f"llm_conf.model: {path} lacks the weights {missing[0]} ({len(missing)} in all); copy the model again")
+        wrapped = cls(llm, load_tokenizer(path), model=model, dtype=dtype, **conf)
         wrapped.fingerprint = fingerprint(path)
         wrapped.check_logits()
+        wrapped.template("")  # a chat template that refuses the system message is known before training begins
         return wrapped
 
     @classmethod
     def text_encoder(cls, model: str) -> Callable[[str], list[int]]:
         """`encode` of this LLM without loading its weights."""
-        from transformers import AutoTokenizer
-
-        return functools.partial(encode, AutoTokenizer.from_pretrained(find_model(model, kind="llm")))
+        return functools.partial(encode, load_tokenizer(find_model(model, kind="llm")))
 
     def embed(self, ids_bs: Tensor) -> Tensor:
         """(B, S) int64 -> (B, S, H) in the LLM's dtype."""
@@ -109,6 +113,16 @@ class CausalLM(nn.Module):
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def load_tokenizer(path: Path):
+    """UserError if there is none in the model's folder. Never runs code from it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"llm_conf.model: {path} has no tokenizer that can be read: {error}") from None
 
 
 def encode(tokenizer, text: str) -> list[int]:

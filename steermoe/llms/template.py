@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import jinja2
+
 from steermoe.errors import UserError
 
 AUDIO = "<audio>"
@@ -30,6 +32,8 @@ def make_template(tokenizer, prompt: str, chat: bool, system: str | None = None)
         prompt = AUDIO + prompt
     if prompt.count(AUDIO) > 1:
         raise UserError(f"prompt {prompt!r}: {AUDIO} may stand in it once")
+    if special := next((token for token in tokenizer.all_special_tokens if token in prompt), None):
+        raise UserError(f"prompt {prompt!r}: {special} is a control token of the LLM; take it out")
     rendered = _render(tokenizer, prompt, system) if chat else prompt
     if rendered.count(AUDIO) != 1:
         raise UserError(f"the chat template of {tokenizer.name_or_path} does not keep the user's words; set llm_conf.chat: false")
@@ -55,15 +59,28 @@ def stop_tokens(tokenizer, generation_config, chat: bool) -> set[int]:
 
 
 def _render(tokenizer, prompt: str, system: str | None) -> str:
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": prompt})
-    # enable_thinking is Qwen3's switch; templates that do not know it ignore it.
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    user = [{"role": "user", "content": prompt}]
+    try:
+        messages = user if system is None else [{"role": "system", "content": system}, *user]
+        return _apply(tokenizer, messages, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        if system == "":  # a template without a system role has no default system message to be rid of
+            return _apply(tokenizer, user, add_generation_prompt=True)
+        name = tokenizer.name_or_path
+        raise UserError(f"the chat template of {name} refuses these messages ({error}); set llm_conf.system to null") from None
+
+
+def _apply(tokenizer, messages: list[dict], **settings) -> str:
+    """date_string: LLaMA 3's templates write today's date; their own fallback keeps training and decoding alike.
+    enable_thinking: Qwen3's switch. Templates that do not know a variable ignore it.
+    """
+    variables = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+    return tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings)
 
 
 @functools.lru_cache(maxsize=16)
 def _template_end(tokenizer) -> int | None:
     turns = [{"role": "user", "content": "(question)"}, {"role": "assistant", "content": _ANSWER}]
-    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    rendered = _apply(tokenizer, turns)
     ids = tokenizer(rendered.rpartition(_ANSWER)[2].lstrip(), add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) else None

@@ -47,15 +47,18 @@ def _read_slowly(path: str | Path, lines: list[str]) -> dict[str, str]:
     return utterances
 
 
-def write_trn(path: str | Path, texts: Mapping[str, str], utt2spk: Mapping[str, str] | None = None) -> None:
-    """Writes `text (speaker-utterance)` lines in the mapping's order; without utt2spk the keys are whole ids already.
+def trn_id(utt: str, speaker: str) -> str:
+    """speaker-utterance. A "-" in a speaker's name becomes "_", because sclite takes the speaker to end at the first "-"."""
+    return f"{speaker.replace('-', '_')}-{utt}"
 
-    A "-" in a speaker's name becomes "_", because sclite takes the speaker to end at the first "-".
-    """
+
+def write_trn(path: str | Path, texts: Mapping[str, str], utt2spk: Mapping[str, str] | None = None) -> None:
+    """Writes `text (speaker-utterance)` lines in the mapping's order; without utt2spk the keys are whole ids already."""
     lines = []
     for utt, text in texts.items():
-        key = utt if utt2spk is None else f"{utt2spk[utt].replace('-', '_')}-{utt}"
-        line = f"{text} ({key})\n"
+        key = utt if utt2spk is None else trn_id(utt, utt2spk[utt])
+        blank = " " if text.startswith(("**", ";;")) else ""  # without it the line would be a comment
+        line = f"{blank}{text} ({key})\n"
         if "\r" in line or line.find("\n") != len(line) - 1 or "(" in key or ")" in key:
             message = "a trn line cannot hold a line break, nor an id a parenthesis; remove it"
             raise UserError(f"{path}: utterance {utt!r}: {message}")

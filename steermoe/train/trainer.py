@@ -29,6 +29,7 @@ from steermoe.registry import resolve
 from steermoe.train.optim import lr_factor, make_optimizer, set_lr
 
 MAX_NONFINITE = 10
+NONFINITE_FIX = "lower optim_conf.lr, or set llm_conf.dtype and encoder_conf.dtype to float32"
 
 
 class Trainer:
@@ -58,6 +59,10 @@ class Trainer:
         conf = self.config.train_conf
         if self.resume_path.is_file():
             self.restore()
+        else:
+            self.log_path.unlink(missing_ok=True)
+        if self.step > conf.max_steps:
+            raise UserError(f"{self.exp}: already trained for {self.step} steps, train_conf.max_steps is {conf.max_steps}; raise it")
         batches = self.batches()
         self.model.train()
         with Progress("train", conf.max_steps, "step", done=self.step) as progress:
@@ -84,7 +89,7 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """Endless; goes on behind the batch that was trained on last."""
         conf = self.config.train_conf
-        lengths = self.train_set.lengths()
+        lengths = self.costs(self.train_set)
         while True:
             epoch = epoch_batches(lengths, conf.batch_frames, conf.max_batch, conf.seed, self.epoch)
             for indices in epoch[self.batches_done :]:
@@ -92,9 +97,14 @@ class Trainer:
                 yield self.collator([self.train_set[index] for index in indices]).to(self.device)
             self.epoch, self.batches_done = self.epoch + 1, 0
 
+    def costs(self, data: AudioTextDataset) -> list[int]:
+        """Input frames of every utterance as the encoder pads them: what train_conf.batch_frames limits."""
+        return [max(length, self.model.encoder.min_frames) for length in data.lengths()]
+
     def optimizer_step(self, batches: list[Batch]) -> dict:
         """One step over the accumulated batches, each target token weighing the same. Returns the log line's figures."""
         self.step += 1
+        torch.manual_seed(self.config.train_conf.seed * 1_000_003 + self.step)  # what draws random numbers resumes exactly too
         set_lr(self.optimizer, lr_factor(self.step, self.config.optim_conf, self.config.train_conf.max_steps))
         self.optimizer.zero_grad()
         total, units, stats = 0.0, 0, Counter()
@@ -113,10 +123,7 @@ class Trainer:
         else:
             self.nonfinite += 1
             if self.nonfinite == MAX_NONFINITE:
-                raise UserError(
-                    f"step {self.step}: the gradient was not finite in {MAX_NONFINITE} steps running; lower optim_conf.lr, or set "
-                    "llm_conf.dtype and encoder_conf.dtype to float32"
-                )
+                raise UserError(f"step {self.step}: the gradient was not finite in {MAX_NONFINITE} steps running; {NONFINITE_FIX}")
         rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         means = {name: value / units for name, value in stats.items()}
         return {"step": self.step, "epoch": self.epoch, "loss": float(total) / units, **means, "grad_norm": float(norm), **rates}
@@ -127,13 +134,15 @@ class Trainer:
         conf = self.config.train_conf
         self.model.eval()
         total, units, stats = 0.0, 0, Counter()
-        for indices in sorted_batches(self.dev_set.lengths(), conf.batch_frames, conf.max_batch):
+        for indices in sorted_batches(self.costs(self.dev_set), conf.batch_frames, conf.max_batch):
             batch = self.collator([self.dev_set[index] for index in indices]).to(self.device)
             loss = self.objective(self.model, batch)
             total, units = total + float(loss.total), units + loss.units
             stats.update(loss.stats)
         self.model.train()
         dev_loss = total / units
+        if not math.isfinite(dev_loss):
+            raise UserError(f"step {self.step}: the dev loss is {dev_loss}; {NONFINITE_FIX}")
         best = dev_loss < self.best_loss
         self.bad_validations = 0 if best else self.bad_validations + 1
         if best:
@@ -156,6 +165,7 @@ class Trainer:
         state = {
             "adapter": self.model.adapter_state(),
             "optimizer": self.optimizer.state_dict(),
+            "bases": self.bases(),
             "counters": {name: getattr(self, name) for name in COUNTERS},
         }
         save_resume(self.resume_path, state)
@@ -163,6 +173,8 @@ class Trainer:
     def restore(self) -> None:
         """Goes back to the last saved step. UserError if the training state was written under another configuration."""
         state = load_resume(self.resume_path)
+        if state.get("bases") != self.bases():
+            raise UserError(f"{self.resume_path}: trained with other weights of encoder or LLM; bring those back, or remove {self.exp}")
         try:
             self.model.load_adapter_state(state["adapter"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -174,6 +186,9 @@ class Trainer:
         with atomic_write(self.log_path) as stream:
             stream.writelines(json.dumps(line) + "\n" for line in kept)
         self.losses.extend(line["loss"] for line in kept[-50:])
+
+    def bases(self) -> dict[str, str]:
+        return {"encoder": self.model.encoder.fingerprint, "llm": self.model.llm.fingerprint}
 
     @property
     def log_path(self) -> Path:
