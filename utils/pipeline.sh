@@ -158,12 +158,12 @@ stage_decode() {
     submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.decode --exp "$exp" \
       --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu" "${decode_overrides[@]}"
     read_scoring "$out/decode.json"
-    score "$out"
+    score "$out" "$dump/$name/data.jsonl"
     if [ -n "$own_exp" ]; then
       out=$own_exp/decode_$name
       submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.whisper --model "$encoder_name" \
         --data "$dump/$name/data.jsonl" --out "$out" --language "$lang" --ngpu "$ngpu"
-      score "$out"
+      score "$out" "$dump/$name/data.jsonl"
     fi
   done
   here "$exp/log/results.log" "$PYTHON" -m steermoe.bin.results --exp "$exp" ${own_exp:+--own "$own_exp"} --out "$exp/RESULTS.md"
@@ -175,7 +175,8 @@ stage_pack() {
 }
 
 score() {
-  here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" --out "$1"
+  here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" --out "$1" \
+    --html true --data "$2"
 }
 
 # What is scored and how is part of the decoding configuration.

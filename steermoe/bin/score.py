@@ -36,11 +36,16 @@ def main(argv=None) -> None:
     parser.add_argument("--fragments", type=boolean, default=False, help="wor- matches a word that begins so (sclite -F)")
     parser.add_argument("--keep-ascii", type=boolean, default=False, help="characters: Latin words whole (sclite -c NOASCII)")
     parser.add_argument("--delete-hyphens", type=boolean, default=False, help="characters: drop hyphens in words (sclite -c DH)")
+    parser.add_argument("--html", type=boolean, default=False, help="also write report.html and plots/*.png")
+    parser.add_argument("--worst", type=int, default=500, help="utterances listed in report.html, those with the most errors")
+    parser.add_argument("--data", default=None, help="data.jsonl that was decoded: where report.html finds the audio; default: none")
     args = parser.parse_args(argv)
+    if args.worst < 1:
+        parser.error("--worst: must be 1 or more")
     settings = {name: value for name, value in vars(args).items() if name != "out"}
     out = Path(args.out)
-    stamp = Stamp(out / ".score.json", settings, [args.ref, args.hyp])
-    outputs = [out / name for name in ("result.txt", "summary.json")]
+    stamp = Stamp(out / ".score.json", settings, [args.ref, args.hyp, *([args.data] if args.data else [])])
+    outputs = [out / name for name in ("result.txt", "summary.json", *["report.html"] * args.html)]
     if stamp.fresh(outputs):
         print(f"{out / 'result.txt'} up to date", file=sys.stderr)
         print(read_json(out / "summary.json")["line"])
@@ -53,6 +58,9 @@ def main(argv=None) -> None:
         out,
         title=args.title,
         engine=args.engine,
+        html=args.html,
+        worst=args.worst,
+        data=args.data,
         case_sensitive=args.case_sensitive,
         locale=args.locale,
         markup=args.markup,
@@ -62,7 +70,7 @@ def main(argv=None) -> None:
         delete_hyphens=args.delete_hyphens,
     )
     stamp.write()
-    print(f"{out / 'result.txt'} written", file=sys.stderr)
+    print(f"{out / 'result.txt'}{' and report.html' * args.html} written", file=sys.stderr)
     print(summary.line())
 
 

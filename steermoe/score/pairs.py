@@ -46,11 +46,11 @@ class Pairs:
         flat = [(number, utt) for number, utts in enumerate(self.order) for utt in utts]
         for start in range(0, len(flat), CHUNK):
             part = flat[start : start + CHUNK]
-            for (number, utt), pair in zip(part, self._align([utt for _, utt in part])):
+            for (number, utt), pair in zip(part, self.align([utt for _, utt in part])):
                 yield utt, number, b"C" * pair.before.count(b" ") + pair.steps + b"C" * pair.after.count(b" ")
 
     def _chunk(self, part: list[tuple[int, str]], start: int, with_report: bool) -> bytes:
-        aligned = self._align([utt for _, utt in part])
+        aligned = self.align([utt for _, utt in part])
         pieces, all_errors, all_words = [], [], []
         upper = None if self.units.case_sensitive else self.units.upper if self.units.locale != "generic" else bytes.upper
         attributes = b"Attributes: Case_sensitve \n" if self.units.case_sensitive else b""  # sclite's spelling
@@ -82,7 +82,7 @@ class Pairs:
         self.words[start : start + len(part)] = all_words
         return b"".join(pieces)
 
-    def _align(self, utts: list[str]) -> list[report.Alignment]:
+    def align(self, utts: list[str]) -> list[report.Alignment]:
         """Texts of plain words are compared as bytes and only what differs becomes words; all differences are aligned together.
         Texts with marks become words at once, or networks that are aligned one by one."""
         units = self.units

@@ -56,6 +56,9 @@ def score(
     utt2spk: Mapping[str, str] | None = None,
     title: str | None = None,
     engine: str = "own",
+    html: bool = False,
+    worst: int = 500,
+    data: str | Path | None = None,
     **options,
 ) -> Summary:
     """Scores hypotheses against references as sclite does and, given out_dir, writes the report.
@@ -63,7 +66,8 @@ def score(
     refs, hyps: trn files, or {utt: text} with the same utterances. unit: word | char. normalizer: none | english | chinese.
     utt2spk: the speakers of {utt: text} (default: the part of the id before its first "-" or "_"). title: the system's name in
     the report (default: the hypothesis file). engine: own | sclite (the installed program aligns and writes the report in
-    out_dir). options: the other fields of units.Units.
+    out_dir). html: also write report.html with the `worst` utterances and plots (html.py); data: data.jsonl, for their audio.
+    options: the other fields of units.Units.
     out_dir receives result.txt, summary.json, ref/hyp.raw.trn (as they came) and ref/hyp.norm.trn (as they were aligned).
     UserError: a file that is missing, not UTF-8 or not trn, an id that is in one of the two only or comes twice.
     """
@@ -90,6 +94,13 @@ def score(
     else:
         summary = _write_report(out, pairs, title, names, normalizer)
     write_json(out / "summary.json", asdict(summary) | {"line": summary.line()})
+    if html:
+        from steermoe.score.html import write_html  # the plain report does not wait for it
+
+        if engine == "sclite":
+            for _ in pairs.run():
+                pass
+        write_html(out, pairs, summary, title, names, worst, Path(data) if data else None)
     return summary
 
 
