@@ -6,8 +6,9 @@
 #   test_sets="test other"        # sets what is the corpus's own
 #   pipeline "$@"
 #
-# and has local/download.sh DOWNLOADS and local/data_prep.py (or .sh) --corpus DIR --out data. A stage is a function below and
-# mostly one `python -m steermoe.bin.<verb>`; each verb knows when its output is finished, and does nothing then.
+# and has local/download.sh (or .py) DOWNLOADS and local/data_prep.py (or .sh) --corpus DIR --out data; both get the options that
+# the recipe itself has added with `option NAME DEFAULT EXPLANATION`. A stage is a function below and mostly one
+# `python -m steermoe.bin.<verb>`; each verb knows when its output is finished, and does nothing then.
 
 set -eo pipefail # not -u: bash before 4.4 takes an empty array for an unset one
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -41,10 +42,13 @@ option ngpu 0 "GPUs for training and decoding; 0: the CPU"
 option cmd_backend local "where jobs run: local, or slurm (utils/cmd.sh)"
 option backfill true "make missing inputs of a stage by running the earlier stages; false: an error names them"
 option verbose false "print every command before it runs"
+driver_options=$option_names
 
 about=""                    # one line for --help
 train_set=train dev_set=dev
 downloaded=downloads/corpus # the folder that local/download.sh leaves
+scripts=local               # where download.* and data_prep.* are: another recipe's, for a corpus of the same form
+check_download=false        # true: download.* knows `--check true`, which says at once, in one message, what cannot be reached
 
 stage_names=(download data features text model train decode pack) # from stage -1
 stage_titles=("Data Download" "Data Preparation" "Feature Generation" "Text Preparation" "Model Preparation" "Training"
@@ -74,6 +78,9 @@ stop() {
   exit "$1"
 }
 
+# shellcheck source=utils/corpus.sh
+. "$root/utils/corpus.sh"
+
 # need FILE STAGE: goes back to STAGE if FILE is missing.
 need() {
   [ ! -e "$1" ] || return 0
@@ -101,15 +108,21 @@ stage_download() {
   if [ -n "$corpus" ]; then
     say "the corpus is in $corpus, nothing to download"
   else
-    here downloads/log/download.log bash local/download.sh downloads
+    local_script download
+    here downloads/log/download.log "${script[@]}" downloads "${own_options[@]}"
   fi
 }
 
 stage_data() {
-  local name prepare
-  need "$corpus_dir" -1
-  if [ -f local/data_prep.sh ]; then prepare=(bash local/data_prep.sh); else prepare=("$PYTHON" local/data_prep.py); fi
-  here data/.log/data_prep.log "${prepare[@]}" --corpus "$corpus_dir" --out data
+  local name
+  if [ -n "$corpus" ] || [ "$check_download" = false ] || [ "$backfill" = false ]; then
+    need "$corpus_dir" -1
+  else
+    run_stage -1 # some of the parts may be there and others not
+  fi
+  local_script data_prep
+  here data/.log/data_prep.log "${script[@]}" --corpus "$corpus_dir" --out data "${own_options[@]}"
+  choose_sets
   for name in "${sets[@]}"; do
     [ -d "data/$name" ] || die "data/$name is missing; the data sets of this corpus are: $(cd data && echo */)"
     here data/.log/validate.log "$PYTHON" -m steermoe.bin.data_dir validate --no-feats "data/$name"
@@ -118,6 +131,7 @@ stage_data() {
 
 stage_features() {
   local name dump_verb
+  need "data/$train_set/wav.scp" 0
   for name in "${sets[@]}"; do
     need "data/$name/wav.scp" 0
     dump_verb=("$PYTHON" -m steermoe.bin.dump "${config[@]}" --data "data/$name" --out "$dump/$name" --nj "$nj")
@@ -128,6 +142,7 @@ stage_features() {
 
 stage_text() {
   local name
+  need "data/$train_set/text" 0
   for name in "${sets[@]}"; do
     need "data/$name/text" 0
     need "$dump/$name/feats.scp" 1
@@ -283,6 +298,11 @@ set_up() {
   fi
   [ -f "$train_config" ] || die "--train-config $train_config: no such file"
 
+  corpus_dir=${corpus:-$downloaded}
+  own_options=()
+  for name in ${option_names#"$driver_options"}; do own_options+=("--${name//_/-}" "${!name}"); done
+  check_corpus
+
   PYTHON=$(bash "$root/tools/setup.sh")
   export PYTHON PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PIPELINE_PID=$$ CMD_BACKEND=$cmd_backend
   sort_overrides
@@ -290,11 +310,7 @@ set_up() {
   name=$(basename "${train_config%.*}")
   exp=exp/${name#train_}
   if [ -n "$tag" ]; then exp=${exp}_$tag; else exp=$exp$(as_tag "${config_overrides[@]}"); fi
-  corpus_dir=${corpus:-$downloaded}
-  sets=()
-  for name in "$train_set" "$dev_set" $test_sets; do
-    [[ " ${sets[*]} " == *" $name "* ]] || sets+=("$name")
-  done
+  choose_sets
 
   [ "$last_stage" -ge 1 ] || return 0
 
@@ -330,7 +346,7 @@ stage_table() {
 }
 
 pipeline() {
-  local words=("$@") first_stage
+  local words=("$@") first_stage recipe_sets=$test_sets asked_sets
   help_message="usage: ./run.sh [options]${about:+      $about}
 
 Options:"
@@ -341,6 +357,7 @@ $(stage_table)"
   # shellcheck source=utils/parse_options.sh
   . "$root/utils/parse_options.sh"
   given=$(as_given "${words[@]}")
+  asked_sets=$(printf '%s\n' "${words[@]}" | grep -m 1 '^--test[-_]sets$' || true)
   [ $# -eq 0 ] || die "unexpected word '$1'; options begin with two dashes, --help lists them all"
   stage_number --stage "$stage"
   first_stage=$number
