@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = """stage stop-stage encoder train-config decode-config tag encoder-model llm seed corpus test-sets own-score lang nj
-ngpu cmd-backend backfill verbose""".split()
+ngpu cmd-backend backfill allow-pipes verbose""".split()
 
 RUN_SH = """#!/usr/bin/env bash
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -143,7 +143,7 @@ def test_a_whole_run_from_nothing_and_again(recipe):
     order = ["data_dir", "dump", "prepare_text", "prepare_model", "train", "decode", "score", "whisper", "score", "results"]
     assert recipe.verbs() == order
     assert out.count("| SPKR    | # Snt # Wrd |") == out.count("| Sum/Avg |") == 2 and "raw" not in out
-    assert "exp/whisper/decode_test_default/result.txt" in out and "exp/whisper-tiny.en/decode_test/result.txt" in out
+    assert "exp/whisper/decode_test_default/result.txt" in out and "exp/own_whisper-tiny.en/decode_test/result.txt" in out
     assert "report: exp/whisper/RESULTS.md" in out and "steermoe.bin.transcribe --model exp/whisper FILE.wav" in out
     status, again, err = recipe.run()
     assert (status, again) == (0, out)

@@ -83,7 +83,7 @@ def test_mapsswe_is_sc_stats(tmp_path, seed):
         subprocess.run([*command, "-o", "sgml", "-n", name, "-f", "0"], cwd=tmp_path, check=True, capture_output=True)
         aligned += (tmp_path / f"{name}.sgml").read_bytes()
     command = [find_program("sc_stats"), "-p", "-t", "mapsswe", "-n", "-"]
-    runs = [subprocess.run([*command, mode], input=aligned, capture_output=True, check=True) for mode in ("-v", "-u")]
+    runs = [subprocess.run([*command, mode], input=aligned, cwd=tmp_path, capture_output=True, check=True) for mode in ("-v", "-u")]
     verbose, unified = (run.stdout.decode("latin-1") for run in runs)
     result = compare(files[0], files[1:])[0]
     own = f"(# segs: {result.segments}) .* (mean: {result.mean:5.3f}) (std dev: {result.deviation:5.3f}) "

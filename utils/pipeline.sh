@@ -41,6 +41,7 @@ option nj "$((cores < 8 ? cores : 8))" "parallel jobs of stage 1"
 option ngpu 0 "GPUs for training and decoding; 0: the CPU"
 option cmd_backend local "where jobs run: local, or slurm (utils/cmd.sh)"
 option backfill true "make missing inputs of a stage by running the earlier stages; false: an error names them"
+option allow_pipes false "run the commands of wav.scp lines that end in |"
 option verbose false "print every command before it runs"
 driver_options=$option_names
 
@@ -134,7 +135,8 @@ stage_features() {
   need "data/$train_set/wav.scp" 0
   for name in "${sets[@]}"; do
     need "data/$name/wav.scp" 0
-    dump_verb=("$PYTHON" -m steermoe.bin.dump "${config[@]}" --data "data/$name" --out "$dump/$name" --nj "$nj")
+    dump_verb=("$PYTHON" -m steermoe.bin.dump "${config[@]}" --data "data/$name" --out "$dump/$name" --nj "$nj"
+      --allow-pipes "$allow_pipes")
     [ "$nj" -eq 1 ] || submit JOB="1:$nj" "$dump/$name/log/dump.JOB.log" "${dump_verb[@]}" --job JOB
     here "$dump/$name/log/merge.log" "${dump_verb[@]}" --job 0
   done
@@ -177,7 +179,7 @@ stage_decode() {
     if [ -n "$own_exp" ]; then
       out=$own_exp/decode_$name
       submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.whisper --model "$encoder_name" \
-        --data "$dump/$name/data.jsonl" --out "$out" --language "$lang" --ngpu "$ngpu"
+        --data "$dump/$name/data.jsonl" --out "$out" --language "$lang" --ngpu "$ngpu" --allow-pipes "$allow_pipes"
       score "$out" "$dump/$name/data.jsonl"
     fi
   done
@@ -190,7 +192,8 @@ stage_pack() {
 }
 
 score() {
-  here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" --out "$1" \
+  here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" \
+    --markup false --out "$1" \
     --html true --data "$2"
 }
 
@@ -258,16 +261,18 @@ as_tag() {
 
 # Splits the overrides: decode_conf's are for decoding; all others are for every verb that reads the training configuration.
 sort_overrides() {
-  local index
+  local index words word
   config_overrides=() decode_overrides=()
   [ -z "$encoder_model" ] || config_overrides+=(--encoder-conf.model "$encoder_model")
   [ -z "$llm" ] || config_overrides+=(--llm-conf.model "$llm")
   [ -z "$seed" ] || config_overrides+=(--train-conf.seed "$seed")
   if [ -n "$decode_config" ]; then
-    while IFS= read -r word; do decode_overrides+=("$word"); done < <("$PYTHON" -c '
+    words=$("$PYTHON" -c '
 import sys, yaml
 for key, value in (yaml.safe_load(open(sys.argv[1], encoding="utf-8")) or {}).items():
-    print(f"--decode-conf.{key}", value, sep="\n")' "$decode_config")
+    print(f"--decode-conf.{key}", value, sep="\n")' "$decode_config") ||
+      die "--decode-config $decode_config: not a YAML file of keys of decode_conf"
+    [ -z "$words" ] || while IFS= read -r word; do decode_overrides+=("$word"); done <<< "$words"
   fi
   decode_tag=${decode_config##*/}
   decode_tag=${decode_tag%.y*ml}
@@ -322,7 +327,7 @@ set_up() {
   own_role=$(awk '/^encoder:/ { print $2 }' "$train_config")
   own_exp=""
   if [ "$own_score" = true ] && [ "${own_role:-whisper}" = whisper ]; then
-    own_exp=exp/$(basename "$encoder_name")
+    own_exp=exp/own_$(basename "$encoder_name")
     models=${models%%$'\n'*}
     # OpenAI's files come without the tokens that their decoder writes.
     ! compgen -G "${models#*$'\t'}/*.pt" > /dev/null || "$PYTHON" -m steermoe.bin.fetch whisper-vocabulary > /dev/null
