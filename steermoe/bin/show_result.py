@@ -20,7 +20,7 @@ def main(argv=None) -> None:
 
 
 def make_table(exps: Sequence[Path]) -> str:
-    """A Markdown table with a row for each exp/decode_*/summary.json. UserError if a given folder, or the whole recipe, has none."""
+    """A Markdown table, a row for each EXP/decode_*/summary.json. UserError if a given folder, or the recipe, has none."""
     rows = []
     for exp in exps or sorted(Path("exp").glob("*")):
         found = [(path.parent.name.removeprefix("decode_"), read_json(path)) for path in exp.glob("decode_*/summary.json")]
@@ -32,8 +32,10 @@ def make_table(exps: Sequence[Path]) -> str:
     rows.sort(key=lambda row: row[:3])
     table = [HEAD, *([name, dataset, *cells(summary)] for dataset, _, name, summary in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
-    lines = ["|".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths)))
-             for row in table]
+    lines = []
+    for row in table:
+        names, numbers = zip(row[:2], widths[:2]), zip(row[2:], widths[2:])
+        lines.append("|".join([*(cell.ljust(width) for cell, width in names), *(cell.rjust(width) for cell, width in numbers)]))
     lines.insert(1, "|".join("-" * (width - (column >= 2)) + ":" * (column >= 2) for column, width in enumerate(widths)))
     return "\n".join(f"|{line}|" for line in lines)
 
@@ -41,7 +43,8 @@ def make_table(exps: Sequence[Path]) -> str:
 def cells(summary: dict) -> list[str]:
     """From Snt on, rates in percent."""
     n, sentences = max(summary["n"], 1), max(summary["sentences"], 1)
-    rates = [100 * summary[key] / n for key in ("c", "s", "d", "i")] + [summary["rate"], 100 * summary["sentence_errors"] / sentences]
+    rates = [100 * summary[key] / n for key in ("c", "s", "d", "i")]
+    rates += [summary["rate"], 100 * summary["sentence_errors"] / sentences]
     interval = f"{summary['low']:.1f} to {summary['high']:.1f}"
     counts = [str(summary["sentences"]), str(summary["n"])]
     return [*counts, *(f"{rate:.1f}" for rate in rates), interval, summary["unit"], summary["normalizer"]]

@@ -9,6 +9,7 @@ r: reference tokens, h: hypothesis tokens, b: utterances of one batch.
 from __future__ import annotations
 
 from itertools import chain
+from operator import ne
 from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
@@ -88,7 +89,10 @@ def align_cut(refs: Sequence[Sequence], hyps: Sequence[Sequence]) -> list[bytes]
     pending = []  # (ref length, hyp length, index)
     for index, (ref, hyp) in enumerate(zip(refs, hyps)):
         r, h = len(ref), len(hyp)
-        if r and h and (r > 1 or h > 1):
+        if r == h > 1 and sum(map(ne, ref, hyp)) == 2 and ref[1:] != hyp[:-1] and ref[:-1] != hyp[1:]:
+            # both ends differ and nothing else: any other alignment has a gap on either side (6) and a substitution (4), or more
+            result.append(b"S" + b"C" * (r - 2) + b"S")
+        elif r and h and (r > 1 or h > 1):
             pending.append((r, h, index))
             result.append(b"")
         else:

@@ -1,7 +1,7 @@
-"""report.html of a scored folder: the worst utterances with their errors and audio, rates by length and by speaker, what is confused.
+"""report.html of a scored folder: the worst utterances with errors and audio, rates by length and speaker, what is confused.
 
-One file without external requests: bars are CSS, audio is linked beside it. All text comes from hypotheses and data files, so it is
-escaped, and a content security policy lets no script run but the page's own.
+One file without external requests: bars are CSS, audio is linked beside it. All text comes from hypotheses and data files, so it
+is escaped, and a content security policy lets no script run but the page's own.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ def write_html(out: Path, pairs: Pairs, summary, title: str, names: Mapping[str,
         rows.append(_row(utt, speaker, counts, entry, show_errors(pair, pairs.units), audio_link(entry, out)))
     facts = {
         "95 % interval by utterance": f"{summary.low:.2f} to {summary.high:.2f} % ({summary.sentences} utterances)",
-        "95 % interval by speaker": f"{summary.speaker_low:.2f} to {summary.speaker_high:.2f} % ({summary.speakers} speaker{'s' * (summary.speakers != 1)})",
-        f"Reference {unit}": f"{summary.n}: {summary.c} correct, {summary.s} substituted, {summary.d} deleted; {summary.i} inserted",
+        "95 % interval by speaker": f"{summary.speaker_low:.2f} to {summary.speaker_high:.2f} %"
+        f" ({summary.speakers} speaker{'s' * (summary.speakers != 1)})",
+        f"Reference {unit}": f"{summary.n}: {summary.c} correct, {summary.s} substituted, {summary.d} deleted;"
+        f" {summary.i} inserted",
         "Utterances with errors": f"{summary.sentence_errors} of {summary.sentences}",
         "Normaliser": summary.normalizer,
         "Reference": names["ref"],

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def plot_groups(groups: Sequence["Group"], path: Path, label: str, measure: str) -> None:
-    """Horizontal bars with their 95 % intervals, the first group on top. Groups without reference words have no rate: left out."""
+    """Horizontal bars with their 95 % intervals, the first group on top; groups without reference words have no rate."""
     import matplotlib
 
     matplotlib.use("Agg")

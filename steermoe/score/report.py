@@ -9,7 +9,6 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Iterable, Sequence
 
 from steermoe.score.table import PAGE, Box, center, round_half_up
@@ -267,10 +266,10 @@ def _shown(part: int, whole: int, accuracy: bool = False) -> str:
 
 
 def _table(name: str, counts: dict[bytes, int]) -> bytes:
-    entries = sorted(counts.items())
-    entries.sort(key=itemgetter(1), reverse=True)  # stable: equal counts stay in the order of the words
+    entries = sorted(counts)
+    entries.sort(key=counts.__getitem__, reverse=True)  # stable: equal counts stay in the order of the words
     head = f"{name:33s}Total                 ({len(entries)})\n{'':33s}With >=  1 occurrences ({len(entries)})\n\n"
-    lines = [b"%4d: %4d  ->  %s\n" % (number, count, word) for number, (word, count) in enumerate(entries, 1)]
+    lines = [b"%4d: %4d  ->  %s\n" % (number, counts[word], word) for number, word in enumerate(entries, 1)]
     return head.encode() + b"".join(lines) + b"     -------\n%10d\n\n" % sum(counts.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
@@ -12,7 +13,6 @@ from steermoe.files import atomic_write, write_json
 from steermoe.score import report
 from steermoe.score.network import is_balanced
 from steermoe.score.pairs import Pairs
-from steermoe.score.sclite import run_sclite
 from steermoe.score.stats import bootstrap_interval, percent
 from steermoe.score.trn import match_keys, read_trn, speaker_of, write_trn
 from steermoe.score.units import Units
@@ -81,18 +81,21 @@ def score(
             pass
         return summarize(units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
     out = Path(out_dir)
-    for name, source in sources.items():
-        _keep(source, out / f"{name}.raw.trn")
-        _keep(source if normalizer == "none" else texts[name], out / f"{name}.norm.trn")
+    out.mkdir(parents=True, exist_ok=True)
+    copies = _Background(_keep_all, out, sources, sources if normalizer == "none" else texts)
     names = {name: _name(source, name) for name, source in sources.items()}
     title = title or names["hyp"]
     if engine == "sclite":
+        from steermoe.score.sclite import run_sclite
+
+        copies.result()
         result = run_sclite(out / "ref.norm.trn", out / "hyp.norm.trn", title, units)
         summary = summarize(units.unit, normalizer, result.speakers, result.errors, result.words)
         with atomic_write(out / "result.txt", "wb") as stream:
             stream.write(_header(summary, units, names, engine).encode() + result.text)
     else:
         summary = _write_report(out, pairs, title, names, normalizer)
+    copies.result()
     write_json(out / "summary.json", asdict(summary) | {"line": summary.line()})
     if html:
         from steermoe.score.html import write_html  # the plain report does not wait for it
@@ -147,7 +150,9 @@ def _write_report(out: Path, pairs: Pairs, title: str, names: Mapping[str, str],
     try:
         with open(waiting, "wb") as stream:
             stream.writelines(pairs.run())
-        summary = summarize(pairs.units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
+        summing = _Background(summarize, pairs.units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
+        details = report.details(title, pairs.speakers, pairs.tables)
+        summary = summing.result()
         with atomic_write(out / "result.txt", "wb") as stream:
             stream.write(_header(summary, pairs.units, names, "own").encode())
             stream.write(report.summary_box(title, pairs.speakers, False, char))
@@ -156,7 +161,7 @@ def _write_report(out: Path, pairs: Pairs, title: str, names: Mapping[str, str],
             with open(waiting, "rb") as aligned:
                 shutil.copyfileobj(aligned, stream, 1 << 20)
             stream.write(b"\n")
-            stream.write(report.details(title, pairs.speakers, pairs.tables))
+            stream.write(details)
     finally:
         waiting.unlink(missing_ok=True)
     return summary
@@ -181,6 +186,34 @@ def _fold_ids(texts: Mapping[str, str], units: Units, name: str) -> Mapping[str,
 
 def _name(source: Mapping[str, str] | str | Path, otherwise: str) -> str:
     return str(source) if isinstance(source, (str, Path)) else otherwise
+
+
+class _Background:
+    """A function that runs beside the caller: bootstrap and disk leave the interpreter free for the rest."""
+
+    def __init__(self, function: Callable, *arguments):
+        self._value = self._error = None
+        self._thread = threading.Thread(target=self._run, args=(function, arguments))
+        self._thread.start()
+
+    def _run(self, function: Callable, arguments: tuple) -> None:
+        try:
+            self._value = function(*arguments)
+        except BaseException as error:
+            self._error = error
+
+    def result(self):
+        """Waits; raises what the function raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _keep_all(out: Path, raw: Mapping, norm: Mapping) -> None:
+    for name in raw:
+        _keep(raw[name], out / f"{name}.raw.trn")
+        _keep(norm[name], out / f"{name}.norm.trn")
 
 
 def _keep(source: Mapping[str, str] | str | Path, target: Path) -> None:

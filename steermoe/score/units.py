@@ -99,8 +99,10 @@ class Units:
         if any(bytes([mark]) in joined for mark in marks):
             pattern = re.compile(b"[%s]" % re.escape(marks))
             return [None if pattern.search(text) else self._spaced(text) for text in texts]
-        if self.unit == "word" and not any(mark in joined for mark in (b"  ", b"\t", b"\r", b"\v", b"\f", b" \n", b"\n ")):
-            return [text + b" " if text else text for text in texts]
+        if self.unit == "word" and not any(mark in joined for mark in (b"\t", b"\r", b"\v", b"\f")):
+            # one search finds two spaces, and one at either end of a text; an empty text looks like that too
+            if b"  " not in b"".join([b" ", b" ".join([text for text in texts if text]), b" "]):
+                return [text + b" " if text else text for text in texts]
         return [self._spaced(text) for text in texts]
 
     def _spaced(self, text: bytes) -> bytes:

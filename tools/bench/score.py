@@ -1,0 +1,71 @@
+"""Scoring 10,000 utterances, timed as whole commands on the same files: ours, sclite with the same reports, a jiwer script.
+
+    python tools/bench/score.py
+
+What is not installed is left out. The commands take turns; the best of seven runs of each counts.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from steermoe.score import write_trn  # noqa: E402
+from steermoe.score.sclite import find_program  # noqa: E402
+
+JIWER = """
+import jiwer
+def read(name):
+    with open(name, encoding="utf-8") as stream:
+        return dict(reversed(line.rstrip()[:-1].rsplit("(", 1)) for line in stream)
+refs, hyps = read("ref.trn"), read("hyp.trn")
+print(jiwer.wer(list(refs.values()), [hyps[utt] for utt in refs]))
+"""
+RUNS = 7
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(Path(folder))
+        commands = {"ours": [sys.executable, "-m", "steermoe.bin.score", *"--ref ref.trn --hyp hyp.trn --out out".split()]}
+        if sclite := find_program("sclite"):
+            options = "-r ref.trn trn -h hyp.trn trn -i spu_id -f 0 -o sum rsum pralign dtl"
+            commands["sclite"] = [sclite, *options.split()]
+        if subprocess.run([sys.executable, "-c", "import jiwer"], capture_output=True).returncode == 0:
+            commands["jiwer"] = [sys.executable, "-c", JIWER]
+        # modules compiled once, as they are in an installed package
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(RUNS):
+            for name, command in commands.items():
+                (Path(folder) / "out" / ".score.json").unlink(missing_ok=True)  # or it would be up to date
+                begun = time.perf_counter()
+                subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+                times[name].append(time.perf_counter() - begun)
+    for name, seconds in times.items():
+        print(f"{name:7s} {min(seconds):6.2f} s   {min(seconds) / min(times['ours']):5.2f} x ours")
+
+
+def write_pairs(folder: Path) -> None:
+    """10,000 utterances of 3 to 35 words, 40 speakers, 6 % of the words substituted."""
+    draw = random.Random(0)
+    vocabulary = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(1, 9))) for _ in range(5000)]
+    refs, hyps = {}, {}
+    for number in range(10000):
+        words = draw.choices(vocabulary, k=draw.randint(3, 35))
+        refs[f"spk{number % 40}-{number}"] = " ".join(words)
+        hyps[f"spk{number % 40}-{number}"] = " ".join(draw.choice(vocabulary) if draw.random() < 0.06 else word for word in words)
+    write_trn(folder / "ref.trn", refs)
+    write_trn(folder / "hyp.trn", hyps)
+
+
+if __name__ == "__main__":
+    main()
