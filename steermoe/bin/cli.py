@@ -9,7 +9,6 @@ import sys
 from typing import Callable, Sequence
 
 from steermoe.errors import UserError
-from steermoe.registry import nearest
 
 
 CONFIG_KEYS = ("encoder", "steering", "projector", "llm", "objective", "data", "optim", "train", "decode")
@@ -43,6 +42,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
+            from steermoe.registry import nearest  # only an error needs it, and quick verbs start quickly
+
             known = [option for option in self._option_string_actions if option.startswith("--")]
             self.error(f"unknown option {rest[0]}{nearest(rest[0], known)}")
         return parsed
@@ -61,6 +62,7 @@ def split_overrides(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
 def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, "Config"]:
     """For verbs with `--config`: options that the parser does not know override configuration keys (--train-conf.seed 2)."""
     from steermoe.config import load_config
+    from steermoe.registry import nearest
 
     parser.epilog = "Any key of the configuration can be overridden: --train-conf.max-steps 100 --projector linear"
     args, rest = parser.parse_known_args(argv)
