@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from steermoe.bin.cli import Parser, run
+from steermoe.bin.show_result import rate_cells
 from steermoe.errors import UserError
 from steermoe.files import atomic_write, read_json, read_jsonl
 
@@ -57,23 +58,13 @@ def make_results(exp: Path, own: Path | None) -> str:
 def row(folder: Path) -> str:
     """A table row from a scored decode folder; the last cell stays empty where the speed is not known."""
     summary = read_json(folder / "summary.json")
-    n, sentences = max(summary["n"], 1), max(summary["sentences"], 1)
-    rates = [100 * summary[key] / n for key in ("c", "s", "d", "i")] + [summary["rate"], 100 * summary["sentence_errors"] / sentences]
     speed, extra = "", ""
     if (folder / "decode.json").is_file():
         decode = read_json(folder / "decode.json")
         speed = f"{1 / decode['real_time_factor']:.1f}" if decode.get("real_time_factor") else ""
         ended = decode.get("ended", {})
         extra = f" (repeat guard {ended['repeat']}, length limit {ended['length']})" if ended else ""
-    cells = [
-        folder.name.removeprefix("decode_") + extra,
-        str(summary["sentences"]),
-        str(summary["n"]),
-        *(f"{rate:.1f}" for rate in rates),
-        f"{summary['low']:.1f} to {summary['high']:.1f}",
-        speed,
-    ]
-    return f"|{'|'.join(cells)}|\n"
+    return f"|{'|'.join([folder.name.removeprefix('decode_') + extra, *rate_cells(summary), speed])}|\n"
 
 
 def command(exp: Path) -> str:

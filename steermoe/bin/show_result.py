@@ -30,7 +30,7 @@ def make_table(exps: Sequence[Path]) -> str:
     if not rows:
         raise UserError("exp: no exp/*/decode_*/summary.json here; run stage 5 first, in egs/CORPUS")
     rows.sort(key=lambda row: row[:3])
-    table = [HEAD, *([name, dataset, *cells(summary)] for dataset, _, name, summary in rows)]
+    table = [HEAD, *([name, dataset, *rate_cells(summary), summary["unit"], summary["normalizer"]] for dataset, _, name, summary in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
     lines = []
     for row in table:
@@ -40,14 +40,14 @@ def make_table(exps: Sequence[Path]) -> str:
     return "\n".join(f"|{line}|" for line in lines)
 
 
-def cells(summary: dict) -> list[str]:
-    """From Snt on, rates in percent."""
+def rate_cells(summary: dict) -> list[str]:
+    """A score's cells from Snt to the interval, rates in percent. summary: the scorer's summary.json."""
     n, sentences = max(summary["n"], 1), max(summary["sentences"], 1)
     rates = [100 * summary[key] / n for key in ("c", "s", "d", "i")]
     rates += [summary["rate"], 100 * summary["sentence_errors"] / sentences]
     interval = f"{summary['low']:.1f} to {summary['high']:.1f}"
     counts = [str(summary["sentences"]), str(summary["n"])]
-    return [*counts, *(f"{rate:.1f}" for rate in rates), interval, summary["unit"], summary["normalizer"]]
+    return [*counts, *(f"{rate:.1f}" for rate in rates), interval]
 
 
 if __name__ == "__main__":
