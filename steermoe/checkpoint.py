@@ -27,8 +27,7 @@ def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, e
     metadata = {
         "format": FORMAT,
         "config": config.to_dict(),
-        "encoder_sha256": model.encoder.fingerprint,
-        "llm_sha256": model.llm.fingerprint,
+        **{f"{role}_sha256": value for role, value in model.bases().items()},
         "step": step,
         "environment": environment,
     }

@@ -82,6 +82,10 @@ class SteerMoE(nn.Module):
             prefix = f"{part}."
             getattr(self, part).load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
+    def bases(self) -> dict[str, str]:
+        """SHA-256 of the frozen models."""
+        return {"encoder": self.encoder.fingerprint, "llm": self.llm.fingerprint}
+
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable parameters by learning-rate group (steering, router, projector) and name."""
         return self.steering.parameter_groups() | self.projector.parameter_groups()

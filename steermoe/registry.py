@@ -13,7 +13,10 @@ from typing import Any
 from steermoe.errors import UserError
 
 ROLES: dict[str, dict[str, str]] = {
-    "encoder": {"whisper": "steermoe.encoders.whisper:WhisperEncoder"},
+    "encoder": {
+        "whisper": "steermoe.encoders.whisper:WhisperEncoder",
+        "conformer": "steermoe.encoders.conformer:ConformerEncoder",
+    },
     "steering": {"moe": "steermoe.steering:MoESteering", "none": "steermoe.steering:NoSteering"},
     "projector": {"linear": "steermoe.projector:LinearProjector"},
     "llm": {"causal": "steermoe.llms.causal:CausalLM"},

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import tiny
+from steermoe.bin.train import adapter_trainer
 from steermoe.checkpoint import load_resume
 from steermoe.config import OptimConf
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.errors import UserError
 from steermoe.model import SteerMoE
 from steermoe.train.optim import lr_factor, make_optimizer
-from steermoe.train.trainer import MAX_NONFINITE, Trainer
+from steermoe.train.trainer import MAX_NONFINITE
 
 
 @pytest.fixture()
@@ -23,7 +24,7 @@ def data(tmp_path):
 
 
 def trainer(config, data, exp):
-    return Trainer(SteerMoE.from_config(config), config, *data, exp, {"git": "test"})
+    return adapter_trainer(SteerMoE.from_config(config), config, *data, exp, {"git": "test"})
 
 
 def adapter(exp, name="last"):
@@ -94,8 +95,8 @@ def test_accumulated_batches_weigh_every_token_the_same(tiny_config, data, tmp_p
     one = trainer(tiny_config, data, tmp_path / "one")
     two = trainer(tiny_config, data, tmp_path / "two")
     examples = [data[0][i] for i in range(3)]
-    figures = one.optimizer_step([one.collator(examples)])
-    split = two.optimizer_step([two.collator(examples[:1]), two.collator(examples[1:])])
+    figures = one.optimizer_step([one.collate(examples)])
+    split = two.optimizer_step([two.collate(examples[:1]), two.collate(examples[1:])])
     assert split["loss"] == pytest.approx(figures["loss"], rel=1e-5)
     assert split["grad_norm"] == pytest.approx(figures["grad_norm"], rel=1e-3)
 
@@ -103,7 +104,7 @@ def test_accumulated_batches_weigh_every_token_the_same(tiny_config, data, tmp_p
 def test_clipping(tiny_config, data, tmp_path):
     tiny_config.train_conf.grad_clip = 1e-3
     run = trainer(tiny_config, data, tmp_path)
-    assert run.optimizer_step([run.collator([data[0][0]])])["grad_norm"] > 1e-3
+    assert run.optimizer_step([run.collate([data[0][0]])])["grad_norm"] > 1e-3
     assert math.sqrt(sum((p.grad**2).sum().item() for p in run.parameters)) == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -135,7 +136,7 @@ def test_early_stop(tiny_config, data, tmp_path):
 def test_non_finite_steps_change_nothing_and_end_the_run_when_they_go_on(tiny_config, data, tmp_path):
     run = trainer(tiny_config, data, tmp_path)
     before = {name: tensor.clone() for name, tensor in run.model.adapter_state().items()}
-    batch = run.collator([data[0][0]])
+    batch = run.collate([data[0][0]])
     broken = batch._replace(feats_bfm=batch.feats_bfm * math.nan)
     for _ in range(MAX_NONFINITE - 1):
         run.optimizer_step([broken])
@@ -159,7 +160,7 @@ def test_resume_refuses_other_bases_and_fewer_steps(tiny_config, data, tmp_path)
         trainer(tiny_config, data, tmp_path).run()
     other = trainer(tiny_config, data, tmp_path)
     other.model.llm.fingerprint = "another"
-    with pytest.raises(UserError, match="other weights of encoder or LLM"):
+    with pytest.raises(UserError, match="other weights of encoder or llm"):
         other.run()
 
 

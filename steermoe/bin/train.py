@@ -74,7 +74,6 @@ def train(args, config: Config) -> None:
     from steermoe.environment import describe
     from steermoe.model import SteerMoE
     from steermoe.train.plots import plot_curves
-    from steermoe.train.trainer import Trainer
 
     if config.train_conf.num_threads:
         torch.set_num_threads(config.train_conf.num_threads)
@@ -83,9 +82,25 @@ def train(args, config: Config) -> None:
     environment = describe()
     write_json(args.exp / "environment.json", environment)
     model = SteerMoE.from_config(config, device(args.ngpu))
-    trainer = Trainer(model, config, AudioTextDataset(args.train), AudioTextDataset(args.dev), args.exp, environment)
+    data = AudioTextDataset(args.train), AudioTextDataset(args.dev)
+    trainer = adapter_trainer(model, config, *data, args.exp, environment)
     trainer.run()
     plot_curves(trainer.log_path, args.exp / "plots")
+
+
+def adapter_trainer(model, config: Config, train_set, dev_set, exp: Path, environment: dict):
+    """A Trainer of a SteerMoE's adapter: the configuration's objective, checkpoints/{best,last}.safetensors."""
+    from steermoe.checkpoint import save_adapter
+    from steermoe.data.collator import Collator
+    from steermoe.registry import resolve
+    from steermoe.train.trainer import Trainer
+
+    def export(name: str, step: int) -> None:
+        save_adapter(exp / "checkpoints" / f"{name}.safetensors", model, config, step, environment)
+
+    objective = resolve("objective", config.objective)(**config.objective_conf)
+    collate = Collator(model.llm, config.data_conf.prompt)
+    return Trainer(model, objective, collate, export, train_set, dev_set, exp, config.train_conf, config.optim_conf)
 
 
 if __name__ == "__main__":
