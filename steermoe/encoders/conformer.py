@@ -42,6 +42,8 @@ class Conformer(nn.Module):
     cmvn_mean and cmvn_istd (M,) normalise the features: (feats - mean) * istd.
     """
 
+    min_frames = 0
+
     def __init__(self, dim: int, layers: int, heads: int, *, feat_dim: int = 80, kernel: int = 33, dropout: float = 0.0):
         super().__init__()
         if dim % heads or kernel % 2 == 0:
@@ -70,8 +72,6 @@ class Conformer(nn.Module):
 
 class ConformerEncoder(Conformer):
     """A frozen Conformer. dtype: "auto", "bfloat16", "float16" or "float32"."""
-
-    min_frames = 0
 
     def __init__(self, sizes: dict[str, int], *, model: str, dtype: str = "auto"):
         super().__init__(**sizes)
@@ -167,8 +167,9 @@ class ConformerBlock(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, dim: int, dropout: float):
         super().__init__()
+        inner = nn.Identity()  # FireRedASR has a dropout in this place, which counts in its checkpoint's names
         self.net = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.SiLU(), inner, nn.Linear(4 * dim, dim), nn.Dropout(dropout)
         )
 
     def forward(self, hidden_btd: Tensor) -> Tensor:
@@ -216,11 +217,11 @@ class ConvolutionModule(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_btd: Tensor, mask_bt: Tensor) -> Tensor:
-        padding_b1t = ~mask_bt[:, None]
-        hidden_bdt = self.pre_layer_norm(hidden_btd).transpose(1, 2).masked_fill(padding_b1t, 0.0)
-        gated_bct = nnf.glu(self.pointwise_conv1(hidden_bdt), dim=1)
-        mixed_btc = self.batch_norm(self.depthwise_conv(gated_bct).transpose(1, 2))
-        return self.dropout(self.pointwise_conv2(nnf.silu(mixed_btc).transpose(1, 2)).transpose(1, 2))
+        hidden_btd = self.pre_layer_norm(hidden_btd).masked_fill(~mask_bt[..., None], 0.0)
+        # A convolution of kernel 1 is a linear layer, and faster as one.
+        gated_btc = nnf.glu(nnf.linear(hidden_btd, self.pointwise_conv1.weight[..., 0]))
+        mixed_btc = self.batch_norm(self.depthwise_conv(gated_btc.transpose(1, 2)).transpose(1, 2))
+        return self.dropout(nnf.linear(nnf.silu(mixed_btc), self.pointwise_conv2.weight[..., 0]))
 
 
 def relative_sinusoids(frames: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
