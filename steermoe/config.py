@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from steermoe.data.augment import AugmentConf
 from steermoe.errors import UserError
 from steermoe.files import atomic_write, read_lines
 from steermoe.registry import ROLES, keywords, nearest
@@ -81,6 +82,7 @@ class Config:
     objective: str = "next_token"
     objective_conf: dict[str, Any] = field(default_factory=dict)
     data_conf: DataConf = field(default_factory=DataConf)
+    augment_conf: AugmentConf = field(default_factory=AugmentConf)
     optim_conf: OptimConf = field(default_factory=OptimConf)
     train_conf: TrainConf = field(default_factory=TrainConf)
     decode_conf: DecodeConf = field(default_factory=DecodeConf)
@@ -123,6 +125,7 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
     registered: accept only the registry's names for roles: files from others must not choose which Python modules are imported.
     """
     config = _build(Config, tree, where, "")
+    config.augment_conf.check(where)
     for role in ROLE_KEYS:
         if registered and (name := getattr(config, role)) not in ROLES[role]:
             raise UserError(f"{where}: {role} {name!r} is code outside this toolkit; if you trust both, set STEERMOE_ALLOW_CODE=1")

@@ -106,8 +106,9 @@ def test_options_of_a_verb(words, message, capsys):
 
 def test_the_list_of_keys_is_deliberate():
     """A new option is a decision: change this list with the documentation."""
-    keys = {f"{part}.{key}" for part in ("data_conf", "optim_conf", "train_conf", "decode_conf") for key in vars(getattr(Config(), part))}
+    parts = ("data_conf", "augment_conf", "optim_conf", "train_conf", "decode_conf")
+    keys = {f"{part}.{key}" for part in parts for key in vars(getattr(Config(), part))}
     assert sorted(key.partition(".")[2] for key in keys if key.startswith("train_conf")) == [
         "accum_grad", "batch_frames", "grad_clip", "max_batch", "max_steps", "num_threads", "patience", "save_steps", "seed", "valid_steps",
     ]  # fmt: skip
-    assert len(keys) == 29
+    assert len(keys) == 39

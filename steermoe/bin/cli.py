@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 from steermoe.errors import UserError
 
 
-CONFIG_KEYS = ("encoder", "steering", "projector", "llm", "objective", "data", "optim", "train", "decode")
+CONFIG_KEYS = ("encoder", "steering", "projector", "llm", "objective", "data", "augment", "optim", "train", "decode")
 
 
 def boolean(text: str) -> bool:

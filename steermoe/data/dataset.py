@@ -6,6 +6,7 @@ optionally prompt (the user's words for this utterance instead of data_conf.prom
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from steermoe.data.ark import read_matrix
+from steermoe.data.audio import load_audio
+from steermoe.data.augment import Augment, refuse_command
+from steermoe.encoders.base import Frontend
 from steermoe.errors import UserError
 from steermoe.files import read_jsonl
 
@@ -27,31 +31,74 @@ class Example(NamedTuple):
 
 
 class AudioTextDataset:
-    """Reads features when an utterance is asked for; memory grows with the number of lines only."""
+    """Reads features when an utterance is asked for; memory grows with the number of lines only.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    augment: None or all off gives the dumped features as they are. Waveform augmentation reads the audio again and puts it
+    through `frontend`, the encoder's own. epoch: which of the augmented versions; whoever goes through the data sets it.
+    """
+
+    def __init__(self, path: str | Path, augment: Augment | None = None, frontend: Frontend | None = None):
+        self.path, self.augment, self.frontend = Path(path), augment, frontend
+        self.epoch = 0
         self.entries = list(read_jsonl(path))
         if not self.entries:
             raise UserError(f"{path}: no utterance in it; stage 2 says why utterances were dropped")
         for number, entry in enumerate(self.entries, 1):
             if missing := KEYS - entry.keys():
                 raise UserError(f"{path}:{number}: no {sorted(missing)[0]!r}; remove the file and run stage 2 again")
+        if self.waveform:
+            for index in range(len(self)):
+                self._wav(index)
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def waveform(self) -> bool:
+        """Whether features are made from augmented audio instead of being read."""
+        return self.augment is not None and self.augment.waveform
+
     def lengths(self) -> list[int]:
-        """Input frames of every utterance."""
-        return [entry["num_frames"] for entry in self.entries]
+        """Input frames of every utterance; at the slowest speed where speed perturbation is on, so that no epoch's batches are
+        larger than planned (a frame or two of rounding aside).
+        """
+        frames = [entry["num_frames"] for entry in self.entries]
+        if not self.waveform:
+            return frames
+        slowest = min([1.0, *self.augment.conf.speed])
+        return [min(math.ceil(count / slowest), self.frontend.max_frames or math.inf) for count in frames]
 
     def __getitem__(self, index: int) -> Example:
-        """UserError names the archive if its matrix is not what the line promises."""
+        """UserError names the archive if its matrix is not what the line promises, or the audio that cannot be read."""
         entry = self.entries[index]
+        feats_fm = self.frontend(self.samples(index)) if self.waveform else self._dumped(entry)
+        if self.augment is not None:
+            feats_fm = self.augment.feats(feats_fm, entry["utt"], self.epoch)
+        return Example(entry["utt"], feats_fm, entry["text"], entry.get("prompt"))
+
+    def samples(self, index: int) -> Tensor:
+        """The utterance's audio, float32 (N,) at 16 kHz, augmented as `self[index]` is. UserError as `load_audio`."""
+        entry = self.entries[index]
+        samples_n = load_audio(self._wav(index), entry.get("start"), entry.get("end"))
+        if self.waveform:
+            longest = self.frontend.max_frames
+            max_seconds = longest / self.frontend.frames_per_second if longest else math.inf
+            samples_n = self.augment.samples(samples_n, entry["utt"], self.epoch, max_seconds)
+        return torch.from_numpy(samples_n)
+
+    def _wav(self, index: int) -> str:
+        """UserError if there is no audio file that training can read."""
+        wav = self.entries[index].get("wav")
+        if not wav:
+            raise UserError(f"{self.path}:{index + 1}: no 'wav'; remove the file and run stage 2 again")
+        refuse_command(wav, f"{self.path}:{index + 1}")
+        return wav
+
+    def _dumped(self, entry: dict) -> Tensor:
         feats_fm = torch.from_numpy(read_matrix(entry["feats"]))
         if feats_fm.shape[0] != entry["num_frames"]:
             raise UserError(
                 f"{entry['feats']}: {feats_fm.shape[0]} frames, {self.path} says {entry['num_frames']} for {entry['utt']}; "
                 "run stages 1 and 2 again"
             )
-        return Example(entry["utt"], feats_fm, entry["text"], entry.get("prompt"))
+        return feats_fm
