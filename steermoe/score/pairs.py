@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Mapping
+import os
+from pathlib import Path
+from typing import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from steermoe.errors import UserError
 from steermoe.score import report
 from steermoe.score.align import align, align_cut, cut_equal_ends, gaps_before, without_first_gaps
+from steermoe.score.beside import Process
 from steermoe.score.network import align_networks, is_balanced
 from steermoe.score.units import Units
 
@@ -35,21 +38,53 @@ class Pairs:
         self.errors = np.zeros(len(hyps), np.int32)
         self.words = np.zeros(len(hyps), np.int32)
 
-    def run(self, with_report: bool = True) -> Iterator[bytes]:
-        """Yields the alignments' part of the report, speaker by speaker (empty pieces and no tables if with_report is false)."""
-        flat = [(number, utt) for number, utts in enumerate(self.order) for utt in utts]
-        for start in range(0, len(flat), CHUNK):
-            yield self._chunk(flat[start : start + CHUNK], start, with_report)
+    def run(self, outputs: Sequence[Path | None] = (None,)) -> None:
+        """Aligns and counts everything, an equal part in each of as many processes as there are outputs.
+
+        outputs: the files that in turn receive the alignments' part of the report, speaker by speaker; None writes no text.
+        """
+        flat = self._flat()
+        bounds = [len(flat) * number // len(outputs) for number in range(len(outputs) + 1)]
+        parts = [(flat, start, stop, output) for start, stop, output in zip(bounds, bounds[1:], outputs)]
+        others: list[Process] = []
+        try:
+            for part in parts[1:]:
+                others.append(Process(self._counted, *part))
+            self._counted(*parts[0])
+            for (_, start, stop, _), other in zip(parts[1:], others):
+                self._add(start, stop, *other.result())
+        finally:
+            for other in others:
+                other.stop()
 
     def alignments(self) -> Iterator[tuple[str, int, bytes]]:
         """(id, speaker's number, steps of the whole utterance: C, S, D, I), in the report's order."""
-        flat = [(number, utt) for number, utts in enumerate(self.order) for utt in utts]
+        flat = self._flat()
         for start in range(0, len(flat), CHUNK):
             part = flat[start : start + CHUNK]
             for (number, utt), pair in zip(part, self.align([utt for _, utt in part])):
                 yield utt, number, b"C" * pair.before.count(b" ") + pair.steps + b"C" * pair.after.count(b" ")
 
-    def _chunk(self, part: list[tuple[int, str]], start: int, with_report: bool) -> bytes:
+    def _flat(self) -> list[tuple[int, str]]:
+        return [(number, utt) for number, utts in enumerate(self.order) for utt in utts]
+
+    def _counted(self, flat: list[tuple[int, str]], start: int, stop: int, output: Path | None) -> tuple:
+        """Counts flat[start:stop]; what a process that did nothing else has to tell."""
+        with open(output or os.devnull, "wb") as stream:
+            for first in range(start, stop, CHUNK):
+                stream.write(self._chunk(flat, first, min(first + CHUNK, stop), output is not None))
+        used = range(flat[start][0], flat[stop - 1][0] + 1) if start < stop else range(0)
+        return self.errors[start:stop], self.words[start:stop], [(number, self.speakers[number]) for number in used], self.tables
+
+    def _add(self, start: int, stop: int, errors: np.ndarray, words: np.ndarray, speakers: list, tables: report.Tables) -> None:
+        """Takes over what another process has counted."""
+        self.errors[start:stop], self.words[start:stop] = errors, words
+        for number, counted in speakers:
+            self.speakers[number].add(counted)
+        self.tables.add(tables)
+
+    def _chunk(self, flat: list[tuple[int, str]], start: int, stop: int, with_report: bool) -> bytes:
+        part = flat[start:stop]
         aligned = self.align([utt for _, utt in part])
         pieces, all_errors, all_words = [], [], []
         upper = None if self.units.case_sensitive else self.units.upper if self.units.locale != "generic" else bytes.upper
@@ -66,20 +101,18 @@ class Pairs:
                     speaker.d += d
                     speaker.i += i
                     speaker.sentence_errors += 1
-                    if with_report:
-                        pair.errors = report.find_errors(steps)
-                        self._tabulate(pair.ref, pair.hyp, pair.errors, s, d, i)
+                    pair.errors = report.find_errors(steps)
+                    self._tabulate(pair.ref, pair.hyp, pair.errors, s, d, i)
             speaker.c += c
             all_errors.append(s + d + i)
             all_words.append(c + s + d)
             if with_report:
-                if index == 0 or self._last != number:
+                if index == 0 or flat[index - 1][0] != number:
                     pieces.append(report.speaker_head(number, speaker))
-                    self._last = number
                 head = b"Scores: (#C #S #D #I) %d %d %d %d\n%s" % (c, s, d, i, attributes)
                 pieces.append(report.utterance(utt.encode(), head, pair, upper))
-        self.errors[start : start + len(part)] = all_errors
-        self.words[start : start + len(part)] = all_words
+        self.errors[start:stop] = all_errors
+        self.words[start:stop] = all_words
         return b"".join(pieces)
 
     def align(self, utts: list[str]) -> list[report.Alignment]:

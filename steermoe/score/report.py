@@ -39,6 +39,11 @@ class Speaker:
     def errors(self) -> int:
         return self.s + self.d + self.i
 
+    def add(self, other: Speaker) -> None:
+        """Errors and units of more of the same speaker's utterances; `sentences` counts all of them from the beginning."""
+        for name in ("sentence_errors", "c", "s", "d", "i"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 @dataclass
 class Tables:
@@ -50,6 +55,18 @@ class Tables:
     with_sub: int = 0
     with_del: int = 0
     with_ins: int = 0
+
+    def add(self, other: Tables) -> None:
+        for own, more in (
+            (self.confusions, other.confusions),
+            (self.insertions, other.insertions),
+            (self.deletions, other.deletions),
+        ):
+            for key, count in more.items():
+                own[key] = own.get(key, 0) + count
+        self.with_sub += other.with_sub
+        self.with_del += other.with_del
+        self.with_ins += other.with_ins
 
 
 def summary_box(title: str, speakers: Sequence[Speaker], raw: bool, char: bool) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
@@ -11,12 +10,15 @@ from typing import Callable, Mapping, Sequence
 from steermoe.errors import UserError
 from steermoe.files import atomic_write, write_json
 from steermoe.score import report
+from steermoe.score.beside import Thread
 from steermoe.score.network import is_balanced
 from steermoe.score.pairs import Pairs
 from steermoe.score.stats import bootstrap_interval, percent
 from steermoe.score.trn import match_keys, read_trn, speaker_of, write_trn
 from steermoe.score.units import Units
 from steermoe.text.normalizers import get_normalizer, normalize_marked
+
+LEAST = 2500  # utterances that are worth a process of their own
 
 
 @dataclass
@@ -59,6 +61,7 @@ def score(
     html: bool = False,
     worst: int = 500,
     data: str | Path | None = None,
+    processes: int = 1,
     **options,
 ) -> Summary:
     """Scores hypotheses against references as sclite does and, given out_dir, writes the report.
@@ -67,6 +70,7 @@ def score(
     utt2spk: the speakers of {utt: text} (default: the part of the id before its first "-" or "_"). title: the system's name in
     the report (default: the hypothesis file). engine: own | sclite (the installed program aligns and writes the report in
     out_dir). html: also write report.html with the `worst` utterances and plots (html.py); data: data.jsonl, for their audio.
+    processes: at most so many forked ones share the work (one for every LEAST utterances); the result is the same.
     options: the other fields of units.Units.
     out_dir receives result.txt, summary.json, ref/hyp.raw.trn (as they came) and ref/hyp.norm.trn (as they were aligned).
     UserError: a file that is missing, not UTF-8 or not trn, an id that is in one of the two only or comes twice.
@@ -76,33 +80,40 @@ def score(
     units = Units(unit, **options)
     sources = {"ref": refs, "hyp": hyps}
     pairs, texts = load_pairs(refs, hyps, units, normalizer, utt2spk)
+    shares = max(1, min(processes, len(pairs.errors) // LEAST))
     if out_dir is None:
-        for _ in pairs.run(with_report=False):
-            pass
+        pairs.run([None] * shares)
         return summarize(units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    copies = _Background(_keep_all, out, sources, sources if normalizer == "none" else texts)
+    kept = out, sources, sources if normalizer == "none" else texts
     names = {name: _name(source, name) for name, source in sources.items()}
     title = title or names["hyp"]
     if engine == "sclite":
         from steermoe.score.sclite import run_sclite
 
-        copies.result()
+        _keep_all(*kept)
         result = run_sclite(out / "ref.norm.trn", out / "hyp.norm.trn", title, units)
         summary = summarize(units.unit, normalizer, result.speakers, result.errors, result.words)
         with atomic_write(out / "result.txt", "wb") as stream:
             stream.write(_header(summary, units, names, engine).encode() + result.text)
+        if html:
+            pairs.run([None] * shares)
     else:
-        summary = _write_report(out, pairs, title, names, normalizer)
-    copies.result()
+        # the boxes stand before the alignments but are known after them, so the alignments wait in files of their own
+        waiting = [out / f".alignments.{number}.tmp" for number in range(shares)]
+        try:
+            pairs.run(waiting)
+            copies = Thread(_keep_all, *kept)
+            summary = _write_report(out / "result.txt", pairs, waiting, title, names, normalizer)
+            copies.result()
+        finally:
+            for file in waiting:
+                file.unlink(missing_ok=True)
     write_json(out / "summary.json", asdict(summary) | {"line": summary.line()})
     if html:
         from steermoe.score.html import write_html  # the plain report does not wait for it
 
-        if engine == "sclite":
-            for _ in pairs.run():
-                pass
         write_html(out, pairs, summary, title, names, worst, Path(data) if data else None)
     return summary
 
@@ -143,27 +154,23 @@ def summarize(unit: str, normalizer: str, speakers: Sequence[report.Speaker], er
     return Summary(unit, normalizer, rate, low, high, *by_speaker, n=n, speakers=len(speakers), **counts)
 
 
-def _write_report(out: Path, pairs: Pairs, title: str, names: Mapping[str, str], normalizer: str) -> Summary:
-    """The boxes stand before the alignments but are known after them, so the alignments wait in a file of their own."""
-    waiting = out / ".alignments.tmp"
+def _write_report(
+    path: Path, pairs: Pairs, alignments: Sequence[Path], title: str, names: Mapping[str, str], normalizer: str
+) -> Summary:
     char = pairs.units.unit == "char"
-    try:
-        with open(waiting, "wb") as stream:
-            stream.writelines(pairs.run())
-        summing = _Background(summarize, pairs.units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
-        details = report.details(title, pairs.speakers, pairs.tables)
-        summary = summing.result()
-        with atomic_write(out / "result.txt", "wb") as stream:
-            stream.write(_header(summary, pairs.units, names, "own").encode())
-            stream.write(report.summary_box(title, pairs.speakers, False, char))
-            stream.write(report.summary_box(title, pairs.speakers, True, char))
-            stream.write(report.alignments_head(title, pairs.speakers))
-            with open(waiting, "rb") as aligned:
+    summing = Thread(summarize, pairs.units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
+    details = report.details(title, pairs.speakers, pairs.tables)
+    summary = summing.result()
+    with atomic_write(path, "wb") as stream:
+        stream.write(_header(summary, pairs.units, names, "own").encode())
+        stream.write(report.summary_box(title, pairs.speakers, False, char))
+        stream.write(report.summary_box(title, pairs.speakers, True, char))
+        stream.write(report.alignments_head(title, pairs.speakers))
+        for part in alignments:
+            with open(part, "rb") as aligned:
                 shutil.copyfileobj(aligned, stream, 1 << 20)
-            stream.write(b"\n")
-            stream.write(details)
-    finally:
-        waiting.unlink(missing_ok=True)
+        stream.write(b"\n")
+        stream.write(details)
     return summary
 
 
@@ -186,28 +193,6 @@ def _fold_ids(texts: Mapping[str, str], units: Units, name: str) -> Mapping[str,
 
 def _name(source: Mapping[str, str] | str | Path, otherwise: str) -> str:
     return str(source) if isinstance(source, (str, Path)) else otherwise
-
-
-class _Background:
-    """A function that runs beside the caller: bootstrap and disk leave the interpreter free for the rest."""
-
-    def __init__(self, function: Callable, *arguments):
-        self._value = self._error = None
-        self._thread = threading.Thread(target=self._run, args=(function, arguments))
-        self._thread.start()
-
-    def _run(self, function: Callable, arguments: tuple) -> None:
-        try:
-            self._value = function(*arguments)
-        except BaseException as error:
-            self._error = error
-
-    def result(self):
-        """Waits; raises what the function raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value
 
 
 def _keep_all(out: Path, raw: Mapping, norm: Mapping) -> None:
