@@ -142,7 +142,7 @@ def _read_header(stream: IO[bytes], where: str, size: int) -> tuple[str, int, in
     return kind, rows, cols, end
 
 
-def _read_text(stream: IO[bytes], where: str) -> np.ndarray:
+def _read_text(stream: IO[bytes], where: str, dtype: type) -> np.ndarray:
     """Reads `[ numbers ; one row a line ]` at the stream's position."""
     text = bytearray()
     while b"]" not in text:
@@ -153,7 +153,7 @@ def _read_text(stream: IO[bytes], where: str) -> np.ndarray:
     body = bytes(text[: text.index(b"]")]).strip().removeprefix(b"[")
     rows = [line.split() for line in body.split(b"\n") if line.strip()]
     try:
-        matrix = np.array(rows, dtype=np.float32) if rows else np.zeros((0, 0), dtype=np.float32)
+        matrix = np.array(rows, dtype=dtype) if rows else np.zeros((0, 0), dtype=dtype)
     except ValueError:
         raise UserError(f"{where}: the text matrix has rows of different length, or no numbers; {FIX}") from None
     return matrix
@@ -183,10 +183,10 @@ def _slice(span: str, count: int, tolerance: int, where: str) -> slice:
     return slice(first, min(last + 1, count))
 
 
-def read_matrix(rxfilename: str) -> np.ndarray:
+def read_matrix(rxfilename: str, dtype: type = np.float32) -> np.ndarray:
     """One matrix. rxfilename: what feats.scp holds, `file:offset`, `file:offset[first:last]` or `[rows,columns]`, last included.
 
-    Returns (T, F) float32, writable, also for double, text and compressed matrices. NaN is returned as it is found.
+    Returns (T, F) of dtype, writable, also for double, text and compressed matrices. NaN is returned as it is found.
     UserError names the file and the offset: missing, damaged or truncated ark, a vector, a pickle, a pipe, a range outside.
     """
     path, offset, span = split_rxfilename(rxfilename)
@@ -199,7 +199,7 @@ def read_matrix(rxfilename: str) -> np.ndarray:
             stream.seek(offset)
             if stream.read(16).lstrip()[:1] == b"[":
                 stream.seek(offset)
-                matrix = _read_text(stream, where)
+                matrix = _read_text(stream, where, dtype)
             else:
                 stream.seek(offset)
                 _read_header(stream, where, size)
@@ -212,7 +212,7 @@ def read_matrix(rxfilename: str) -> np.ndarray:
     if span is not None:
         rows, _, columns = span.partition(",")
         matrix = matrix[_slice(rows, matrix.shape[0], RANGE_TOLERANCE, where), _slice(columns, matrix.shape[1], 0, where)]
-    return np.array(matrix, dtype=np.float32, order="C")
+    return np.array(matrix, dtype=dtype, order="C")
 
 
 def matrix_shape(rxfilename: str) -> tuple[int, int]:
