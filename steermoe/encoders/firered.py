@@ -80,14 +80,13 @@ def _read_weights(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     args, state = (content.get("args"), content.get("model_state_dict")) if isinstance(content, dict) else (None, None)
     if not isinstance(args, argparse.Namespace) or not isinstance(state, dict):
         raise UserError(f"{path}: not a FireRedASR checkpoint (no 'args' and 'model_state_dict' in it)")
-    named = {str(name): value for name, value in state.items()}
-    tensors = {name.removeprefix(PREFIX): value for name, value in named.items() if name.startswith(PREFIX)}
-    return vars(args), {name: value for name, value in tensors.items() if name not in IGNORED}
+    named = {str(name).removeprefix(PREFIX): value for name, value in state.items() if str(name).startswith(PREFIX)}
+    return vars(args), {name: value for name, value in named.items() if isinstance(value, Tensor) and name not in IGNORED}
 
 
 def _sizes(path: Path, args: dict[str, object], tensors: dict[str, Tensor]) -> dict[str, int]:
     """The sizes that the tensors' shapes say; UserError unless these are exactly its tensors and `args` says the same."""
-    shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def size(name: str, axis: int) -> int:
         if len(shapes.get(name, ())) <= axis:
