@@ -271,6 +271,43 @@ def test_segments_are_cut_before_anything_is_changed(data):
     assert dataset(data, speed=[0.8]).samples(0).shape == (10000,)
 
 
+def test_training_killed_and_resumed_sees_the_same_augmented_data(data, tmp_path, tiny_config):
+    from safetensors.torch import load_file
+
+    from steermoe.bin.train import adapter_trainer
+    from steermoe.model import SteerMoE
+
+    tiny_config.train_conf.max_batch = 2  # 2 batches an epoch, 6 steps: 3 epochs
+
+    def trainer(exp, conf):
+        model = SteerMoE.from_config(tiny_config)
+        return adapter_trainer(model, tiny_config, dataset(data, **conf), AudioTextDataset(data), tmp_path / exp, {"git": "test"})
+
+    def adapter(exp):
+        return load_file(tmp_path / exp / "checkpoints" / "last.safetensors")
+
+    conf = everything(tmp_path)
+    for exp, options in (("whole", conf), ("plain", {})):
+        run = trainer(exp, options)
+        run.run()
+        assert run.train_set.epoch == 2
+    killed = trainer("killed", conf)
+    step = killed.optimizer_step
+
+    def die_in_the_fourth(batches):
+        if killed.step == 3:
+            raise KeyboardInterrupt
+        return step(batches)
+
+    killed.optimizer_step = die_in_the_fourth
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    trainer("killed", conf).run()
+    whole, resumed, plain = adapter("whole"), adapter("killed"), adapter("plain")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not all(torch.equal(whole[name], plain[name]) for name in whole)
+
+
 # The configuration
 
 
