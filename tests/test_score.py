@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 
 from steermoe.errors import UserError
 from steermoe.score import read_trn, score, write_trn
+from steermoe.score import scoring
 from steermoe.score.align import align, align_ids
+from steermoe.score.beside import Process
 from steermoe.score.sclite import find_program
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +118,7 @@ def test_report_files(tmp_path):
         ("a (s-1\n", "a (s-1)\n", r"ref.trn:1: not a trn line"),
         ("a (s-1) b\n", "a (s-1)\n", r"ref.trn:1: not a trn line"),
         ("a ()\n", "a (s-1)\n", r"ref.trn:1: not a trn line"),
-        (b"a (s-1)\n\xe9 (s-2)\n", "a (s-1)\n", r"ref.trn:2: not UTF-8"),
+        (b"a (s-1)\nab \xe9 (s-2)\n", "a (s-1)\n", r"ref.trn:2: not UTF-8 \(byte 0xe9 at column 4\); .*--encoding \(gbk, "),
     ],
 )
 def test_bad_input_names_file_line_and_fix(tmp_path, ref, hyp, message):
@@ -124,6 +127,57 @@ def test_bad_input_names_file_line_and_fix(tmp_path, ref, hyp, message):
     with pytest.raises(UserError, match=message):
         score(tmp_path / "ref.trn", tmp_path / "hyp.trn", out_dir=tmp_path / "out")
     assert not (tmp_path / "out" / "result.txt").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_gb_file_keeps_its_encoding_unless_it_is_normalised(tmp_path):
+    texts = {"ref": "你好，Ab 世界 (王-1)\n", "hyp": "你号，ab 世界 (王-1)\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.trn").write_bytes(text.encode("gbk"))
+    files, out = (tmp_path / "ref.trn", tmp_path / "hyp.trn"), tmp_path / "out"
+    assert score(*files, "char", out_dir=out, encoding="gbk", html=True).line().endswith("N=7 C=6 S=1 D=0 I=0")
+    report = (out / "result.txt").read_bytes().decode("gbk")
+    assert "| 王     |" in report and "REF:  你 好 ， a b 世 界 \n" in report and "Options            gbk" in report
+    assert (out / "ref.norm.trn").read_bytes() == (out / "ref.raw.trn").read_bytes() == files[0].read_bytes()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "(好-&gt;号)" in page and "好 → 号" in page and "王" in page
+    assert score(*files, "char", "chinese", out, encoding="gbk").n == 6
+    assert (out / "ref.norm.trn").read_text(encoding="utf-8") == "你好ab世界 (王-1)\n"
+    assert "REF:  你 好 a b 世 界 \n" in (out / "result.txt").read_text(encoding="utf-8")
+    verb = [sys.executable, "-m", "steermoe.bin.score", "--ref", files[0], "--hyp", files[1], "--out", out, "--encoding", "gbk"]
+    assert "N=2 C=1 S=1" in subprocess.run(verb, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    verb = [sys.executable, "-m", "steermoe.bin.compare", files[1], files[1], "--ref", files[0], "--encoding", "gbk"]
+    assert "WER 50.00" in subprocess.run(verb, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    with pytest.raises(UserError, match="folds the letters of babel_turkish in UTF-8 only"):
+        score(*files, encoding="gbk", locale="babel_turkish")
+    with pytest.raises(UserError, match="'gb' is unknown.*did you mean 'gbk'"):
+        score(*files, encoding="gb")
+    with pytest.raises(UserError, match="ref.trn:1: not EUC_KR"):
+        (tmp_path / "ref.trn").write_bytes("丂 (s-1)".encode("gbk"))
+        score(*files, encoding="euc_kr")
+
+
+def test_the_same_bytes_however_many_processes_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "LEAST", 1)
+    draw = random.Random(3)
+    refs, hyps = ({f"s{n // 7}-{n}": " ".join(draw.choices("abcde", k=n % 9)) for n in range(60)} for _ in range(2))
+    reports = []
+    for processes in (1, 2, 3, 7):
+        summary = score(refs, hyps, out_dir=tmp_path, title="t", processes=processes)
+        assert summary == score(refs, hyps, processes=processes)
+        reports.append((tmp_path / "result.txt").read_bytes())
+    assert reports[0].count(b"\nid: (") == 60 and len(set(reports)) == 1
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_what_goes_wrong_in_another_process_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "LEAST", 1)
+    refs = {f"s-{n}": "a" for n in range(9)}
+    with pytest.raises(UserError, match=r"ref: \(s-8\): braces"):
+        score(refs | {"s-8": "{ a"}, refs, out_dir=tmp_path, processes=3)
+    assert not list(tmp_path.glob(".*.tmp"))
+    with pytest.raises(UserError, match="status -9.*memory"):
+        Process(lambda: os.kill(os.getpid(), 9)).result()
 
 
 def test_missing_file(tmp_path):

@@ -45,7 +45,9 @@ VOCABULARIES = [
 def assert_same(folder, pairs: dict[str, tuple[str, str]], **options) -> None:
     """pairs: {id: (reference, hypothesis)}"""
     for name, side in (("ref", 0), ("hyp", 1)):
-        write_trn(folder / f"{name}.trn", {utt: pair[side] for utt, pair in pairs.items()})
+        file = folder / f"{name}.trn"
+        write_trn(file, {utt: pair[side] for utt, pair in pairs.items()})
+        file.write_bytes(file.read_bytes().decode().encode(options.get("encoding", "utf-8")))
     score(folder / "ref.trn", folder / "hyp.trn", out_dir=folder / "out", title="system", **options)
     wanted = run_sclite(folder / "ref.trn", folder / "hyp.trn", "system", Units(**options)).text
     got = (folder / "out" / "result.txt").read_bytes()
@@ -90,9 +92,12 @@ def noisy(draw: random.Random, vocabulary: list[str], reference: str) -> str:
     return " ".join(out)
 
 
-def generated(seed: int, count: int, longest: int, marks: str = "") -> dict[str, tuple[str, str]]:
+def generated(
+    seed: int, count: int, longest: int, marks: str = "", vocabulary: list[str] | None = None
+) -> dict[str, tuple[str, str]]:
     draw = random.Random(seed)
-    vocabulary, pairs = draw.choice(VOCABULARIES), {}
+    chosen, pairs = draw.choice(VOCABULARIES), {}
+    vocabulary = vocabulary or chosen
     speakers = draw.randint(1, 8)
     for number in range(count):
         reference = words(draw, vocabulary, draw.randint(0, draw.choice([3, longest])), marks)
@@ -141,6 +146,27 @@ def test_case_folding(tmp_path, locale):
         pairs[f"a-{number}"] = (" ".join(reference), " ".join(hypothesis))
     assert_same(tmp_path, pairs, locale=locale)
     assert_same(tmp_path, pairs, locale=locale, unit="char")
+
+
+LANGUAGES = {
+    "gbk": ["你", "好", "世界", "你好吗", "啊ab", "ABc", "x-y", "中国-人", "Ｂ", "丂", "乤", "丄", "A丄", "镕", "測試"],
+    "euc_jp": ["日本", "語", "です", "カナ", "ab", "Ab", "x-y"],
+    "euc_kr": ["한국", "말", "이", "ab", "AB", "다-라"],
+    "latin_1": ["é", "É", "Zürich", "ZÜRICH", "ñandú", "x-ÿ", "a", "ß"],
+    "babel_turkish": ["IŞIK", "ışık", "İstanbul", "ISTANBUL", "ÇİĞ", "çiğ", "Iı", "iİ", "ö-Ü", "I", "i", "İ", "ı"],
+    "babel_vietnamese": ["Đường", "ĐƯỜNG", "Ấn", "ấn", "ngữ", "à-Ả", "Xin", "xin", "e\u0301", "E\u0301"],
+    "babel_guarani": ["G\u0303", "ag\u0303a", "AG\u0303", "ñ", "Ñ", "ỹ-Ỹ", "g"],
+    "generic": ["Đường", "đường", "ışık", "e\u0301", "😀", "𠀀", "a😀", "😀-b", "𐐀", "𐐨", "Ａ", "ａ"],
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_languages_and_encodings(tmp_path, name):
+    """gbk: with letters as second bytes, which are no letters."""
+    for seed, options in enumerate(OPTIONS):
+        options = options | {"locale" if name in LOCALES else "encoding": name}
+        marks = "-@*;" if options.get("unit") == "char" else "{(-@*;"
+        assert_same(tmp_path, generated(seed, 20, 8, marks, LANGUAGES[name]), **options)
 
 
 @pytest.mark.parametrize(

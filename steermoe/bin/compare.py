@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from steermoe.bin.cli import Parser, boolean, run
 from steermoe.score.compare import compare
-from steermoe.score.units import LOCALES
+from steermoe.score.units import ENCODINGS, LOCALES
 from steermoe.text.normalizers import NAMES, UNITS
 
 
@@ -20,13 +20,14 @@ def main(argv=None) -> None:
     parser.add_argument("--min-good", type=int, default=2, help="MAPSSWE: correct words that separate two segments")
     parser.add_argument("--case-sensitive", type=boolean, default=False, help="tell upper from lower case")
     parser.add_argument("--locale", choices=list(LOCALES), default="generic", help="letters beyond ASCII whose case is folded")
+    parser.add_argument("--encoding", choices=list(ENCODINGS), default="utf-8", help="of the trn files (sclite -e)")
     parser.add_argument("--markup", type=boolean, default=True, help="read { a / b } and @ as sclite does")
     args = parser.parse_args(argv)
     if len(args.hyps) < 2:
         parser.error("give at least two hypothesis files")
     if args.min_good < 1:
         parser.error("--min-good: must be 1 or more")
-    options = {"case_sensitive": args.case_sensitive, "locale": args.locale, "markup": args.markup}
+    options = {name: getattr(args, name) for name in ("case_sensitive", "locale", "encoding", "markup")}
     rate = "CER" if args.unit == "char" else "WER"
     for result in compare(args.ref, args.hyps, args.unit, args.normalizer, args.min_good, **options):
         low, high = result.interval

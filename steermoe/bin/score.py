@@ -19,7 +19,7 @@ from steermoe.bin.cli import Parser, boolean, run
 from steermoe.files import read_json
 from steermoe.score import score
 from steermoe.score.beside import processors
-from steermoe.score.units import LOCALES
+from steermoe.score.units import ENCODINGS, LOCALES
 from steermoe.stamp import Stamp
 from steermoe.text.normalizers import NAMES, UNITS
 
@@ -35,6 +35,7 @@ def main(argv=None) -> None:
     parser.add_argument("--engine", choices=("own", "sclite"), default="own", help="who aligns: same numbers, same report")
     parser.add_argument("--case-sensitive", type=boolean, default=False, help="tell upper from lower case (sclite -s)")
     parser.add_argument("--locale", choices=list(LOCALES), default="generic", help="letters beyond ASCII whose case is folded")
+    parser.add_argument("--encoding", choices=list(ENCODINGS), default="utf-8", help="of the trn files (sclite -e)")
     parser.add_argument("--markup", type=boolean, default=True, help="read { a / b } @ ; word* as sclite does, or literally")
     parser.add_argument("--optional-words", type=boolean, default=False, help="(word) may be left out (sclite -D)")
     parser.add_argument("--fragments", type=boolean, default=False, help="wor- matches a word that begins so (sclite -F)")
@@ -69,6 +70,7 @@ def main(argv=None) -> None:
         processes=processors(),
         case_sensitive=args.case_sensitive,
         locale=args.locale,
+        encoding=args.encoding,
         markup=args.markup,
         optional=args.optional_words,
         fragments=args.fragments,

@@ -11,6 +11,8 @@ import signal
 import threading
 from typing import Any, Callable
 
+from steermoe.errors import UserError
+
 
 class Thread:
     """Calls function(*arguments) in a thread."""
@@ -58,12 +60,13 @@ class Process:
         self._pipe = open(reading, "rb")
 
     def result(self) -> Any:
-        """Waits; raises what the function raised, ChildProcessError if the copy was killed."""
+        """Waits; raises what the function raised, UserError if the copy was killed."""
         answer = self._pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._pid = 0
         if status != 0:
-            raise ChildProcessError(f"a process of this command ended with status {status}; was there enough memory?")
+            message = "free some memory and run the same command again"
+            raise UserError(f"a process of this command was ended from outside (status {status}); {message}")
         value, error = pickle.loads(answer)  # from our own copy through a pipe that nobody else holds
         if error is not None:
             raise error

@@ -57,12 +57,13 @@ def write_html(out: Path, pairs: Pairs, summary, title: str, names: Mapping[str,
             entries[pairs.units.lower(trn_id(entry["utt"], entry["spk"])).decode()] = entry
     flat = [(number, utt) for number, utts in enumerate(pairs.order) for utt in utts]
     order = np.lexsort((pairs.words, -pairs.errors))[:worst].tolist()
+    encoding = pairs.units.encoding  # of what was counted; what is aligned here is UTF-8
     aligned = pairs.align([flat[index][1] for index in order])
     rows = []
     for index, pair in zip(order, aligned):
         number, utt = flat[index]
         entry = entries.get(utt, {})
-        speaker = pairs.speakers[number].name.decode()
+        speaker = pairs.speakers[number].name.decode(encoding)
         counts = int(pairs.errors[index]), int(pairs.words[index])
         rows.append(_row(utt, speaker, counts, entry, show_errors(pair, pairs.units), audio_link(entry, out)))
     facts = {
@@ -77,7 +78,7 @@ def write_html(out: Path, pairs: Pairs, summary, title: str, names: Mapping[str,
         "Hypothesis": names["hyp"],
     }
     tables = pairs.tables
-    confusions = {f"{_text(a)} → {_text(b)}": count for (a, b), count in tables.confusions.items()}
+    confusions = {f"{_text(a, encoding)} → {_text(b, encoding)}": count for (a, b), count in tables.confusions.items()}
     shown = "the" if len(rows) == len(flat) else f"the {len(rows)} of {len(flat)} utterances with the most errors,"
     values = {
         "title": escape(title),
@@ -90,8 +91,8 @@ def write_html(out: Path, pairs: Pairs, summary, title: str, names: Mapping[str,
         "unit": unit,
         "shown": shown,
         "confused": _counts("Substitutions", confusions)
-        + _counts("Deletions", {_text(word): count for word, count in tables.deletions.items()})
-        + _counts("Insertions", {_text(word): count for word, count in tables.insertions.items()}),
+        + _counts("Deletions", {_text(word, encoding): count for word, count in tables.deletions.items()})
+        + _counts("Insertions", {_text(word, encoding): count for word, count in tables.insertions.items()}),
         "rows": "".join(rows),
     }
     with atomic_write(out / "report.html") as stream:
@@ -117,7 +118,7 @@ def group_by_speaker(pairs: Pairs) -> list[Group]:
     groups, start = [], 0
     for speaker in pairs.speakers:
         part = slice(start, start + speaker.sentences)
-        groups.append(_group(speaker.name.decode(), pairs.errors[part], pairs.words[part]))
+        groups.append(_group(speaker.name.decode(pairs.units.encoding), pairs.errors[part], pairs.words[part]))
         start = part.stop
     return sorted(groups, key=lambda group: -group.rate)
 
@@ -187,5 +188,5 @@ def _number(rate: float) -> str:
     return f"{rate:.1f}" if np.isfinite(rate) else "∞"
 
 
-def _text(word: bytes) -> str:
-    return word.decode("utf-8", "replace")
+def _text(word: bytes, encoding: str = "utf-8") -> str:
+    return word.decode(encoding, "replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Iterator, Mapping, Sequence
 
@@ -33,7 +34,7 @@ class Pairs:
                 number[name] = len(self.order)
                 self.order.append([])
             self.order[number[name]].append(utt)
-        self.speakers = [report.Speaker(name.encode(), len(utts)) for name, utts in zip(number, self.order)]
+        self.speakers = [report.Speaker(name.encode(units.encoding), len(utts)) for name, utts in zip(number, self.order)]
         self.tables = report.Tables()
         self.errors = np.zeros(len(hyps), np.int32)
         self.words = np.zeros(len(hyps), np.int32)
@@ -87,7 +88,13 @@ class Pairs:
         part = flat[start:stop]
         aligned = self.align([utt for _, utt in part])
         pieces, all_errors, all_words = [], [], []
-        upper = None if self.units.case_sensitive else self.units.upper if self.units.locale != "generic" else bytes.upper
+        encoding, upper = self.units.encoding, None
+        if not self.units.case_sensitive:
+            plain = encoding == "utf-8" and self.units.locale == "generic"
+            upper = bytes.upper if plain else partial(self.units.upper, encoding=encoding)
+        if encoding != "utf-8":
+            for pair in aligned:
+                pair.recode(encoding)
         attributes = b"Attributes: Case_sensitve \n" if self.units.case_sensitive else b""  # sclite's spelling
         for index, (number, utt) in enumerate(part, start):
             pair, speaker = aligned[index - start], self.speakers[number]
@@ -110,7 +117,7 @@ class Pairs:
                 if index == 0 or flat[index - 1][0] != number:
                     pieces.append(report.speaker_head(number, speaker))
                 head = b"Scores: (#C #S #D #I) %d %d %d %d\n%s" % (c, s, d, i, attributes)
-                pieces.append(report.utterance(utt.encode(), head, pair, upper))
+                pieces.append(report.utterance(utt.encode(encoding), head, pair, upper))
         self.errors[start:stop] = all_errors
         self.words[start:stop] = all_words
         return b"".join(pieces)

@@ -158,6 +158,11 @@ class Alignment:
     after: bytes = b""
     errors: Sequence[tuple[int, int, int]] = ()
 
+    def recode(self, encoding: str) -> None:
+        """From UTF-8 to another encoding."""
+        self.before, self.after = (part.decode().encode(encoding) for part in (self.before, self.after))
+        self.ref, self.hyp = ([word.decode().encode(encoding) for word in words] for words in (self.ref, self.hyp))
+
 
 def utterance(utt: bytes, head: bytes, aligned: Alignment, upper) -> bytes:
     """One utterance of the `pralign` report, the empty line after it included.

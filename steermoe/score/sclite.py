@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steermoe.errors import UserError
 from steermoe.score.report import Speaker
-from steermoe.score.units import Units
+from steermoe.score.units import ENCODINGS, Units
 
 DEBIAN = "/usr/lib/sctk/bin"  # where Debian's package puts its programs, outside the search path
 _COUNTS = re.compile(
@@ -36,7 +36,8 @@ def find_program(name: str) -> str | None:
 
 def sclite_options(units: Units) -> list[str]:
     """The options that make sclite do what `units` says."""
-    options = ["-e", "utf-8", units.locale]
+    name = ENCODINGS[units.encoding]
+    options = ["-e", name, units.locale] if name else []
     options += ["-s"] if units.case_sensitive else []
     options += ["-D"] if units.optional else []
     options += ["-F"] if units.fragments else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
@@ -73,7 +73,7 @@ def score(
     processes: at most so many forked ones share the work (one for every LEAST utterances); the result is the same.
     options: the other fields of units.Units.
     out_dir receives result.txt, summary.json, ref/hyp.raw.trn (as they came) and ref/hyp.norm.trn (as they were aligned).
-    UserError: a file that is missing, not UTF-8 or not trn, an id that is in one of the two only or comes twice.
+    UserError: a file that is missing, of another encoding or not trn, an id that is in one of the two only or comes twice.
     """
     if engine not in ("own", "sclite"):
         raise UserError(f"engine: {engine!r} is unknown (known: own, sclite)")
@@ -86,7 +86,8 @@ def score(
         return summarize(units.unit, normalizer, pairs.speakers, pairs.errors, pairs.words)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    kept = out, sources, sources if normalizer == "none" else texts
+    kept = out, sources, sources if normalizer == "none" and pairs.units == units else texts
+    units = pairs.units
     names = {name: _name(source, name) for name, source in sources.items()}
     title = title or names["hyp"]
     if engine == "sclite":
@@ -129,7 +130,9 @@ def load_pairs(
     normalize = get_normalizer(normalizer)
     texts = {}
     for name, source in (("ref", refs), ("hyp", hyps)):
-        texts[name] = read_trn(source) if isinstance(source, (str, Path)) else source
+        texts[name] = read_trn(source, units.encoding) if isinstance(source, (str, Path)) else source
+    if normalizer != "none" or texts["ref"] is refs or texts["hyp"] is hyps:
+        units = replace(units, encoding="utf-8")  # from here on it is no longer the files that are scored
     if normalizer != "none":
         ref = {utt: _normalized_reference(text, normalize, units) for utt, text in texts["ref"].items()}
         texts = {"ref": ref, "hyp": {utt: normalize(text) for utt, text in texts["hyp"].items()}}
@@ -214,6 +217,7 @@ def _header(summary: Summary, units: Units, names: Mapping[str, str], engine: st
     folded = "folded (ASCII letters)" if units.locale == "generic" else f"folded (ASCII letters and {units.locale})"
     settings = [name for name in ("optional", "fragments", "keep_ascii", "delete_hyphens") if getattr(units, name)]
     settings += [] if units.markup else ["no markup"]
+    settings += [] if units.encoding == "utf-8" else [units.encoding]
     return (
         f"{summary.line()}\n\n"
         f"{what} error rate    {summary.rate:.2f} %, 95 % interval by utterance [{summary.low:.2f}, {summary.high:.2f}]"

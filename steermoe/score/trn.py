@@ -11,19 +11,26 @@ from pathlib import Path
 from typing import Mapping
 
 from steermoe.errors import UserError
-from steermoe.files import atomic_write, read_lines
-
+from steermoe.files import atomic_write
+from steermoe.score.units import ENCODINGS
 
 _SPACE = " \t\r\v\f"
 _TRN = re.compile(r"^(.*)\(([^()\n]+)\)[ \t\r\v\f]*$", re.MULTILINE)
 
 
-def read_trn(path: str | Path) -> dict[str, str]:
+def read_trn(path: str | Path, encoding: str = "utf-8") -> dict[str, str]:
     """{id without its parentheses: text}, in the file's order. UserError names file, line and fix for a line that is not trn."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
     try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):  # name the line
-        text = "\n".join(line for _, line in read_lines(path))
+        text = Path(path).read_bytes().decode(encoding)
+    except UnicodeDecodeError as error:
+        number, column = error.object.count(b"\n", 0, error.start) + 1, error.start - error.object.rfind(b"\n", 0, error.start)
+        others = ", ".join(name for name in ENCODINGS if name != encoding)
+        raise UserError(
+            f"{path}:{number}: not {encoding.upper()} (byte {error.object[error.start]:#04x} at column {column}); "
+            f"name the file's encoding with --encoding ({others}), or convert it: iconv -f GB18030 -t UTF-8 {path}"
+        ) from None
     utterances = _read_plain(text)
     if utterances is not None:
         return utterances

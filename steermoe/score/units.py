@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 
 from steermoe.errors import UserError
 from steermoe.registry import nearest
@@ -21,6 +22,9 @@ LOCALES = {
     "babel_mongolian": "ЁАБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯҮӨ",
     "babel_guarani": "ÃÁẼÉĨÍÕÓŨÚỸÝÑ",
 }
+# Encodings of trn files: what sclite's -e calls them. Its "gb" and "euc" are one: two bytes make a character where the first has
+# its high bit set; without -e every byte is a character.
+ENCODINGS = {"utf-8": "utf-8", "gbk": "gb", "euc_jp": "euc", "euc_kr": "euc", "latin_1": None}
 _TURKISH = {"İ": "i", "I": "ı"}
 _SPECIAL = re.compile(rb"[{@]")  # words that need a network
 
@@ -29,7 +33,8 @@ _SPECIAL = re.compile(rb"[{@]")  # words that need a network
 class Units:
     """unit: word | char. case_sensitive: sclite -s. locale: letters beyond ASCII that fold too (sclite -e utf-8 LOCALE).
     markup: whether { / } @ ; * are read as sclite reads them. optional, fragments: sclite -D, -F.
-    keep_ascii, delete_hyphens: for characters, keep runs of ASCII whole (-c NOASCII), drop hyphens inside words (-c DH)."""
+    keep_ascii, delete_hyphens: for characters, keep runs of ASCII whole (-c NOASCII), drop hyphens inside words (-c DH).
+    encoding: of the trn files, and of the report on them; everything between is UTF-8 (sclite -e)."""
 
     unit: str = "word"
     case_sensitive: bool = False
@@ -39,15 +44,28 @@ class Units:
     fragments: bool = False
     keep_ascii: bool = False
     delete_hyphens: bool = False
+    encoding: str = "utf-8"
 
     def __post_init__(self):
         if self.unit not in ("word", "char"):
             raise UserError(f"unit: {self.unit!r} is unknown{nearest(self.unit, ['word', 'char'])}")
         if self.locale not in LOCALES:
             raise UserError(f"locale: {self.locale!r} is unknown{nearest(self.locale, list(LOCALES))}")
+        if self.encoding not in ENCODINGS:
+            raise UserError(f"encoding: {self.encoding!r} is unknown{nearest(self.encoding, list(ENCODINGS))}")
+        if self.locale != "generic" and self.encoding != "utf-8":
+            raise UserError(f"locale: sclite folds the letters of {self.locale} in UTF-8 only; convert the files, or leave it out")
+        whole = []  # what is one character though Python counts more
+        if self.locale == "babel_guarani":
+            whole.append("[Gg]\u0303")
+        if self.keep_ascii:  # sclite takes any byte for ASCII where a character is a byte
+            ascii_range = r"\x00-\xff" if self.encoding == "latin_1" else r"\x00-\x7f"
+            whole.append("".join(["(?:", *(f"(?!{other})" for other in whole), f"[{ascii_range}])+"]))
+        object.__setattr__(self, "_characters", re.compile("|".join([*whole, "."]), re.DOTALL) if whole else None)
         pairs = [(letter, _TURKISH.get(letter, letter.lower())) for letter in LOCALES[self.locale]]
         object.__setattr__(self, "_to_lower", str.maketrans(dict(pairs)))
-        object.__setattr__(self, "_to_upper", str.maketrans({lower: upper for upper, lower in pairs}))
+        ascii_pairs = zip(ascii_lowercase, ascii_uppercase)
+        object.__setattr__(self, "_to_upper", str.maketrans(dict(ascii_pairs) | {lower: upper for upper, lower in pairs}))
 
     def lower(self, text: str) -> bytes:
         """UTF-8, folded unless case matters."""
@@ -60,20 +78,16 @@ class Units:
         joined = self.lower("\n".join(texts)).split(b"\n")
         return joined if len(joined) == len(texts) else [self.lower(text) for text in texts]
 
-    def upper(self, word: bytes) -> bytes:
-        """How a word in error is shown."""
-        return word.decode().translate(self._to_upper).encode().upper()
+    def upper(self, word: bytes, encoding: str = "utf-8") -> bytes:
+        """How a word in error is shown. encoding: the word's own."""
+        return word.decode(encoding).translate(self._to_upper).encode(encoding)
 
     def split(self, word: bytes) -> list[bytes]:
         """The characters of a word."""
-        text = word.decode()
+        pieces = self._characters.findall(word.decode()) if self._characters else word.decode()
         if self.delete_hyphens:
-            text = text.replace("-", "")
-        if self.keep_ascii:
-            return [piece.encode() for piece in re.findall(r"[\x00-\x7f]+|[^\x00-\x7f]", text)]
-        if word.isascii():
-            return [text[i : i + 1].encode() for i in range(len(text))]
-        return [character.encode() for character in text]
+            pieces = [piece for piece in (piece.replace("-", "") for piece in pieces) if piece]
+        return [piece.encode() for piece in pieces]
 
     def literal(self, text: bytes) -> list[bytes]:
         """Words or characters of a folded text, taken as they stand."""
@@ -106,7 +120,7 @@ class Units:
         return [self._spaced(text) for text in texts]
 
     def _spaced(self, text: bytes) -> bytes:
-        if self.unit == "char" and not (self.keep_ascii or self.delete_hyphens):
+        if self.unit == "char" and not (self._characters or self.delete_hyphens):
             joined = b" ".join(text.split()).decode().replace(" ", "")
             return (" ".join(joined) + " ").encode() if joined else b""
         return b"".join(word + b" " for word in self.literal(text))
