@@ -161,8 +161,7 @@ def test_sinusoids_of_far_distances():
 
 
 def test_over_200_seconds(tmp_path):
-    """Where the checkpoint's own table of positions ends. The end of the audio is as right as its beginning: reversed
-    time weights aside, the same frames again give the same local convolutions, so only finiteness and length are asked here."""
+    """The published table of positions ends at 5000 frames; ours has no end."""
     write_firered(tmp_path, dim=4, layers=1, heads=1, kernel=3)
     frames = 20_500
     with torch.no_grad():
