@@ -1,7 +1,7 @@
 """Reads the encoder of a FireRedASR-AED folder: `model.pth.tar` and `cmvn.ark`. Sizes come from the tensors.
 
-`model.pth.tar` is a torch.save'd {"args": argparse.Namespace, "model_state_dict": {name: tensor}} with the encoder's tensors under
-`encoder.` and the decoder's under `decoder.`. It is read with that one class allowed and no other, so nothing in it is executed.
+`model.pth.tar` is a torch.save'd {"args": argparse.Namespace, "model_state_dict": {name: tensor}}: the encoder's tensors under
+`encoder.`, the decoder's under `decoder.`. It is read with that one class allowed and no other, so nothing in it is executed.
 `cmvn.ark` is Kaldi's 2 x (M + 1) statistics: per mel band the sum and the sum of squares, and in the last column of the first row
 the number of frames.
 
@@ -115,7 +115,8 @@ def _sizes(path: Path, args: dict[str, object], tensors: dict[str, Tensor]) -> d
             raise UserError(f"{path}: not a FireRedASR-AED encoder: tensor {PREFIX}{min(names)}{more} {trouble}")
     for name, shape in expected.items():
         if shapes[name] != shape or not tensors[name].is_floating_point():
-            raise UserError(f"{path}: tensor {PREFIX}{name} is {tensors[name].dtype} {shapes[name]}, floats {shape} were expected")
+            found = f"{tensors[name].dtype} {shapes[name]}"
+            raise UserError(f"{path}: tensor {PREFIX}{name} is {found}, floats {shape} were expected; {AGAIN}")
     return sizes
 
 
