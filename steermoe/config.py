@@ -1,7 +1,8 @@
 """The configuration of an experiment: ESPnet's form, a role's name and its constructor's keywords, typed and checked.
 
 Every key is known: an unknown one is an error that names the nearest. Any key can be overridden on the command line by its
-path: `--train-conf.max-steps 100`, `--optim-conf.lr.router 1e-3`, `--projector linear`.
+path: `--train-conf.max-steps 100`, `--optim-conf.lr.router 1e-3`, `--projector linear`. Layers, each over the one before: a
+recipe's file, a preset (steermoe/presets/NAME.yaml: the paper's models and settings), its variant, the command line.
 """
 
 from __future__ import annotations
@@ -98,25 +99,73 @@ class Config:
 ROLE_KEYS = ("encoder", "steering", "projector", "llm", "objective")
 
 
-def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config:
-    """path: a YAML file (None: the defaults). overrides: words as they came, ["--train-conf.seed", "2", …].
+PRESETS = Path(__file__).with_name("presets")
+PAPER = "paper"  # the variant that a preset is without another
 
-    UserError names the file and the nearest known key, or the value that does not fit its type.
+
+def load_config(
+    path: str | Path | None, overrides: list[str] | None = None, preset: str | None = None, variant: str = PAPER
+) -> Config:
+    """path: a YAML file (None: the defaults). overrides: words as they came, ["--train-conf.seed", "2", …]. preset: W7B, C3B or
+    C7B, over the file. UserError names the file and the nearest known key, or the value that does not fit its type.
     """
-    tree: Any = {}
-    if path is not None:
-        text = "\n".join(line for _, line in read_lines(path))
-        try:
-            tree = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}); check the indentation there") from None
-        if not isinstance(tree, dict):
-            raise UserError(f"{path}: a configuration is a list of `key: value` lines")
+    tree = read_layers(path, preset, variant)
     for key, value in parse_overrides(overrides or []):
         _set(tree, key, value)
-    return config_from_dict(tree, str(path or "configuration"))
+    return config_from_dict(tree, str(path or "configuration") + (f" with --preset {preset}" if preset else ""))
+
+
+def load_as(cls: type, path: str | Path, overrides: list[str] | None = None) -> Any:
+    """A dataclass of one's own from a YAML file and overrides, typed and checked as Config is."""
+    tree = _read_yaml(path)
+    for key, value in parse_overrides(overrides or []):
+        _set(tree, key, value)
+    return _build(cls, tree, str(path), "")
+
+
+def read_layers(path: str | Path | None, preset: str | None = None, variant: str = PAPER) -> dict[str, Any]:
+    """The file's keys with the preset's and the variant's over them, not yet checked."""
+    files = [path] if path is not None else []
+    if preset:
+        files.append(_preset_file(PRESETS, preset, "preset"))
+    if variant != PAPER:
+        files.append(_preset_file(PRESETS / "variants", variant, "variant", [PAPER]))
+        if not preset:
+            raise UserError(f"--variant {variant} is a variant of a preset; give --preset too")
+    tree: dict[str, Any] = {}
+    for file in files:
+        tree = _over(tree, _read_yaml(file))
+    return tree
+
+
+def _preset_file(folder: Path, name: str, what: str, others: list[str] | None = None) -> Path:
+    known = sorted(file.stem for file in folder.glob("*.yaml")) + (others or [])
+    if name not in known:
+        raise UserError(f"--{what} {name}: there is none of this name{nearest(name, known)}")
+    return folder / f"{name}.yaml"
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    text = "\n".join(line for _, line in read_lines(path))
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}); check the indentation there") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a configuration is a list of `key: value` lines")
+    return tree
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Key by key; but who names a role (`encoder: …`) brings its keywords too, and none of those below are kept."""
+    merged = dict(below)
+    for key, value in above.items():
+        new_role = key.removesuffix("_conf") in ROLE_KEYS and key.removesuffix("_conf") in above
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _over(below[key], value) if both and not new_role else value
+    return merged
 
 
 def config_from_dict(tree: dict[str, Any], where: str = "configuration", registered: bool = False) -> Config:
@@ -133,21 +182,26 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
     for group in config.optim_conf.lr:
         if group not in ("projector", "steering", "router"):
             raise UserError(f"{where}: unknown key optim_conf.lr.{group}{nearest(group, ['projector', 'steering', 'router'])}")
-    if config.optim_conf.schedule not in ("constant", "linear", "cosine"):
-        raise UserError(f"{where}: optim_conf.schedule: {config.optim_conf.schedule!r} is not constant, linear or cosine")
+    check_training(config.optim_conf, config.train_conf, where)
     for key, least in (("beam", 1), ("max_tokens", 1), ("max_batch", 1), ("max_repeats", 0)):
         if getattr(config.decode_conf, key) < least:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
-    positive = {"optim_conf.lr": min(config.optim_conf.lr.values()), "train_conf.grad_clip": config.train_conf.grad_clip}
-    positive |= {"train_conf.num_threads": config.train_conf.num_threads, "optim_conf.warmup_steps": config.optim_conf.warmup_steps}
+    return config
+
+
+def check_training(optim_conf: OptimConf, train_conf: TrainConf, where: str) -> None:
+    """UserError that begins with `where` and names the key whose value is out of its range."""
+    if optim_conf.schedule not in ("constant", "linear", "cosine"):
+        raise UserError(f"{where}: optim_conf.schedule: {optim_conf.schedule!r} is not constant, linear or cosine")
+    positive = {"optim_conf.lr": min(optim_conf.lr.values()), "train_conf.grad_clip": train_conf.grad_clip}
+    positive |= {"train_conf.num_threads": train_conf.num_threads, "optim_conf.warmup_steps": optim_conf.warmup_steps}
     if bad := [f"{key}: {value}" for key, value in positive.items() if value < 0]:
         raise UserError(f"{where}: {bad[0]} is below 0")
-    if len(config.optim_conf.betas) != 2:
-        raise UserError(f"{where}: optim_conf.betas: {config.optim_conf.betas} are not two numbers")
+    if len(optim_conf.betas) != 2:
+        raise UserError(f"{where}: optim_conf.betas: {optim_conf.betas} are not two numbers")
     for key in ("max_steps", "valid_steps", "save_steps", "accum_grad", "max_batch"):
-        if getattr(config.train_conf, key) < 1:
-            raise UserError(f"{where}: train_conf.{key}: {getattr(config.train_conf, key)} is below 1")
-    return config
+        if getattr(train_conf, key) < 1:
+            raise UserError(f"{where}: train_conf.{key}: {getattr(train_conf, key)} is below 1")
 
 
 def _check_role(config: Config, role: str, where: str) -> None:

@@ -115,7 +115,7 @@ def test_best_checkpoint_is_that_of_the_lowest_dev_loss(tiny_config, data, tmp_p
     monkeypatch.setattr("steermoe.train.trainer.sorted_batches", lambda *args: [[0]])
     objective = run.objective
 
-    def faked(model, batch):
+    def faked(model, batch, step=None):
         loss = objective(model, batch)
         return loss if model.training else loss._replace(total=torch.tensor(next(losses) * loss.units))
 

@@ -70,6 +70,7 @@ def differences(before: dict, now: dict, may_change: tuple[str, ...], prefix: st
 def train(args, config: Config) -> None:
     import torch
 
+    from steermoe.data.augment import Augment
     from steermoe.data.dataset import AudioTextDataset
     from steermoe.environment import describe
     from steermoe.model import SteerMoE
@@ -82,7 +83,9 @@ def train(args, config: Config) -> None:
     environment = describe()
     write_json(args.exp / "environment.json", environment)
     model = SteerMoE.from_config(config, device(args.ngpu))
-    data = AudioTextDataset(args.train), AudioTextDataset(args.dev)
+    augment = Augment(config.augment_conf, config.train_conf.seed)
+    frontend = model.encoder.frontend(config.encoder_conf["model"])
+    data = AudioTextDataset(args.train, augment, frontend), AudioTextDataset(args.dev)
     trainer = adapter_trainer(model, config, *data, args.exp, environment)
     trainer.run()
     plot_curves(trainer.log_path, args.exp / "plots")

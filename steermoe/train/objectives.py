@@ -1,4 +1,7 @@
-"""Training objectives. One is a callable (model, batch) -> Loss; a new one is a class here (or anywhere) and a registry line."""
+"""Training objectives. One is a callable (model, batch, step) -> Loss; a new one is a class here (or anywhere) and a registry line.
+
+step: from 1, in training; None in validation, where the loss must be the same at any time.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class NextToken:
     def __init__(self):
         pass
 
-    def __call__(self, model: SteerMoE, batch: Batch) -> Loss:
+    def __call__(self, model: SteerMoE, batch: Batch, step: int | None = None) -> Loss:
         logits_rv, targets_r = model(batch)
         total = nnf.cross_entropy(logits_rv.float(), targets_r, reduction="sum")
         right = (logits_rv.detach().argmax(-1) == targets_r).sum()

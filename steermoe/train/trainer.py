@@ -49,7 +49,7 @@ class Trainable(Protocol):
 
 
 class Trainer:
-    """objective: (model, batch) -> Loss. collate: examples -> Batch. export: writes the trained tensors, given "best" or "last"
+    """objective: as in objectives.py. collate: examples -> Batch. export: writes the trained tensors, given "best" or "last"
     and the step. exp: the experiment folder.
     """
 
@@ -135,7 +135,7 @@ class Trainer:
         self.optimizer.zero_grad()
         total, units, stats = 0.0, 0, Counter()
         for batch in batches:
-            loss = self.objective(self.model, batch)
+            loss = self.objective(self.model, batch, self.step)
             loss.total.backward()
             total, units = total + loss.total.detach(), units + loss.units
             stats.update(loss.stats)
