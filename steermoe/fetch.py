@@ -7,6 +7,7 @@ interrupted fetch goes on from the pieces it has; two processes that want the sa
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -28,8 +29,8 @@ CATALOG = Path(__file__).with_name("models.yaml")
 SOURCE = "SOURCE.json"  # written last: where a fetched model came from, and how long its files are
 CONVERTER = 1  # raise it when unpacking a GGUF writes something else than before
 HUB_TIMEOUT_S = 5.0
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken"]
-HUB_WEIGHTS = {"llm": ["*.safetensors"], "encoder": ["*.safetensors", "*.pt", "model.bin"]}
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken", "cmvn.ark"]
+HUB_WEIGHTS = {"llm": ["*.safetensors"], "encoder": ["*.safetensors", "*.pt", "model.bin", "model.pth.tar"]}
 
 
 def cache_dir() -> Path:
@@ -59,6 +60,21 @@ def find_model(name_or_path: str | Path, kind: str | None = None) -> Path:
     if not name or local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UserError(f"{name or '(empty)'}: no such folder or file, and no name in the catalog{nearest(name, _names(kind))}")
     return _from_hub(name, kind)
+
+
+def on_disk(name_or_path: str | Path, kind: str) -> Path | None:
+    """Where `find_model` finds the model without fetching anything; None if it would have to. kind: "encoder" or "llm"."""
+    name = str(name_or_path)
+    local = Path(name).expanduser()
+    if name and local.exists():
+        return local
+    if entry := catalog().get(name):
+        target = cache_dir() / "models" / name
+        return target if _complete(target, entry) else None
+    try:
+        return _hub_cached(name, HUB_WEIGHTS[kind])
+    except ValueError:  # no name that a hub could have
+        return None
 
 
 def fetch(name: str, entry: dict[str, Any]) -> Path:
@@ -196,10 +212,12 @@ def _unpack_gguf(folder: Path, gguf: str, out: Path) -> dict[str, str]:
     import torch
     import transformers
     from tokenizers import pre_tokenizers
+    from transformers import modeling_gguf_pytorch_utils as reader
 
     print("fetch: unpacking 4-bit weights to bfloat16 (once)", file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
+        reader.tqdm = functools.partial(reader.tqdm, disable=True)  # a bar of its own, which that switch does not reach
     # dequantize: without it the weights stay packed and compute in float32.
     packing = transformers.GgufConfig(gguf_file=gguf, dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -230,13 +248,10 @@ def _from_hub(name: str, kind: str | None) -> Path:
     weights = HUB_WEIGHTS["encoder" if kind is None else kind]
     patterns = HUB_FILES + weights
     try:
-        cached = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=patterns))
-        if _hub_complete(cached, weights):
+        if cached := _hub_cached(name, weights):
             return cached
     except errors.HFValidationError:
         raise UserError(f"{name}: not a folder, not in the catalog and not a hub id{nearest(name, _names(kind))}") from None
-    except errors.LocalEntryNotFoundError:
-        pass
     try:
         huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT_S)  # asks once, where a download would retry for minutes
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_S))
@@ -251,6 +266,17 @@ def _from_hub(name: str, kind: str | None) -> Path:
     same = [entry_name for entry_name, entry in catalog().items() if entry["hub"].lower() == name.lower()]
     hint = f"\n  the same model is in the catalog: {same[0]}" if same else f"\n  names in the catalog: {', '.join(_names(kind))}"
     raise UserError(f"{name}: not on this disk, and the model hub does not give it: {reason}{hint}\n{ways_on()}")
+
+
+def _hub_cached(name: str, weights: list[str]) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        cached = Path(huggingface_hub.snapshot_download(name, local_files_only=True, allow_patterns=HUB_FILES + weights))
+    except errors.LocalEntryNotFoundError:
+        return None
+    return cached if _hub_complete(cached, weights) else None
 
 
 def _hub_complete(folder: Path, weights: list[str]) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = """stage stop-stage encoder train-config decode-config tag encoder-model llm seed corpus test-sets own-score lang nj
-ngpu cmd-backend backfill allow-pipes verbose""".split()
+OPTIONS = """stage stop-stage encoder train-config preset variant decode-config tag encoder-model llm seed corpus test-sets own-score lang nj
+ngpu cmd-backend backfill allow-pipes dry-run verbose""".split()
 
 RUN_SH = """#!/usr/bin/env bash
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -28,6 +28,8 @@ option stage -1 "first stage, by number or name"
 option stop_stage "" "last stage; if it is not given 5, or the first stage if that is later"
 option encoder whisper "takes conf/train_ENCODER.yaml, and names the experiment"
 option train_config "" "configuration of model and training, instead of conf/train_ENCODER.yaml"
+option preset "" "the paper's models and settings over conf/train_ENCODER.yaml: W7B, C3B or C7B"
+option variant paper "of the preset: paper, or authors_code where their code parts from the paper"
 option decode_config "" "YAML file with keys of decode_conf, instead of those in the training configuration"
 option tag "" "appended to the experiment's name; if it is not given, the settings overridden below are"
 option encoder_model "" "frozen encoder: local folder, hub id or catalog name, instead of the configuration's"
@@ -42,6 +44,7 @@ option ngpu 0 "GPUs for training and decoding; 0: the CPU"
 option cmd_backend local "where jobs run: local, or slurm (utils/cmd.sh)"
 option backfill true "make missing inputs of a stage by running the earlier stages; false: an error names them"
 option allow_pipes false "run the commands of wav.scp lines that end in |"
+option dry_run false "print the parameters and the memory that the models and settings need, and stop; needs neither"
 option verbose false "print every command before it runs"
 driver_options=$option_names
 
@@ -306,17 +309,24 @@ set_up() {
   corpus_dir=${corpus:-$downloaded}
   own_options=()
   for name in ${option_names#"$driver_options"}; do own_options+=("--${name//_/-}" "${!name}"); done
-  check_corpus
+  [ "$dry_run" = true ] || check_corpus
 
   PYTHON=$(bash "$root/tools/setup.sh")
   export PYTHON PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PIPELINE_PID=$$ CMD_BACKEND=$cmd_backend
   sort_overrides
-  config=(--config "$train_config" "${config_overrides[@]}")
+  config=(--config "$train_config")
+  [ -z "$preset" ] && [ "$variant" = paper ] || config+=(--preset "$preset" --variant "$variant")
+  config+=("${config_overrides[@]}")
   name=$(basename "${train_config%.*}")
-  exp=exp/${name#train_}
+  exp=exp/${preset:-${name#train_}}
+  [ "$variant" = paper ] || exp=${exp}_$variant
   if [ -n "$tag" ]; then exp=${exp}_$tag; else exp=$exp$(as_tag "${config_overrides[@]}"); fi
   choose_sets
 
+  if [ "$dry_run" = true ]; then
+    run "$PYTHON" -m steermoe.bin.prepare_model "${config[@]}" "${decode_overrides[@]}" --dry-run true
+    exit
+  fi
   [ "$last_stage" -ge 1 ] || return 0
 
   # Models and settings first: where one cannot be had or another is wrong, that is known before any work is done.
@@ -324,7 +334,7 @@ set_up() {
   name=$("$PYTHON" -m steermoe.bin.dump "${config[@]}" "${decode_overrides[@]}" --print-name)
   dump=dump/$name
   encoder_name=${models%%$'\t'*}
-  own_role=$(awk '/^encoder:/ { print $2 }' "$train_config")
+  own_role=$(awk '/^encoder:/ { print $2; exit }' ${preset:+"$root/steermoe/presets/$preset.yaml"} "$train_config")
   own_exp=""
   if [ "$own_score" = true ] && [ "${own_role:-whisper}" = whisper ]; then
     own_exp=exp/own_$(basename "$encoder_name")

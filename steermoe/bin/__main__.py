@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from steermoe.bin.cli import run
 from steermoe.registry import nearest
 
 
@@ -21,8 +22,8 @@ def main() -> None:
     known = verbs()
     name = (sys.argv[1] if len(sys.argv) > 1 else "--help").replace("-", "_")
     if name in ("__help", "_h"):
-        print("usage: steermoe VERB [OPTION …]; steermoe VERB --help\n")
-        print("\n".join(f"  {verb:16s} {line}" for verb, line in known.items()))
+        lines = [f"  {verb:16s} {line}" for verb, line in known.items()]
+        run(lambda _: print("usage: steermoe VERB [OPTION …]; steermoe VERB --help", "", *lines, sep="\n"))
     elif name not in known:
         sys.exit(f"steermoe: error: unknown verb {sys.argv[1]!r}{nearest(name, list(known))}")
     else:

@@ -49,6 +49,11 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+def add_preset_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="the paper's models and settings over the configuration: W7B, C3B or C7B")
+    parser.add_argument("--variant", default="paper", help="of the preset: paper, or authors_code where their code parts from it")
+
+
 def split_overrides(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """(other words, ["--llm-conf.model", "DIR", …]), for verbs with FILE arguments: argparse would take DIR for one."""
     words, rest, overrides = list(sys.argv[1:] if argv is None else argv), [], []
@@ -64,6 +69,7 @@ def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argpa
     from steermoe.config import load_config
     from steermoe.registry import nearest
 
+    add_preset_options(parser)
     parser.epilog = "Any key of the configuration can be overridden: --train-conf.max-steps 100 --projector linear"
     args, rest = parser.parse_known_args(argv)
     for word in rest:
@@ -71,14 +77,16 @@ def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argpa
         if word.startswith("--") and name.removesuffix("_conf") not in CONFIG_KEYS:
             options = [option for option in parser._option_string_actions if option.startswith("--")]
             parser.error(f"unknown option {word}{nearest(word, [*options, *(f'--{key}-conf' for key in CONFIG_KEYS)])}")
-    return args, load_config(args.config, rest)
+    return args, load_config(args.config, rest, args.preset, args.variant)
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Ends the process with `main`'s status; a UserError is one line on stderr and status 1, a killed pipe is silent."""
     verb = os.path.basename(sys.argv[0]).removesuffix(".py")
     try:
-        sys.exit(main(None) or 0)
+        status = main(None) or 0
+        sys.stdout.flush()  # here, where a closed pipe is caught
+        sys.exit(status)
     except UserError as error:
         sys.exit(f"steermoe {verb}: error: {error}")
     except BrokenPipeError:

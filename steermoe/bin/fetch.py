@@ -1,9 +1,9 @@
 """Fetches frozen models by name and prints where they lie.
 
-usage: python -m steermoe.bin.fetch NAME… | --config conf/train_whisper.yaml | --list
+usage: python -m steermoe.bin.fetch NAME… | [--config conf/train_whisper.yaml] [--preset W7B] | --list
 
 A NAME is one of the catalog (--list), a model hub's id, or a local folder. Prints one line `NAME<TAB>PATH` each.
-With --config, the encoder and the LLM that a configuration names; its keys can be overridden as for training:
+With --config or --preset, the encoder and the LLM that the configuration names; its keys can be overridden as for training:
 --encoder-conf.model DIR.
 """
 
@@ -11,50 +11,45 @@ from __future__ import annotations
 
 from typing import Sequence
 
-import yaml
-
-from steermoe.bin.cli import Parser, run, split_overrides
-from steermoe.config import Config, parse_overrides
+from steermoe.bin.cli import Parser, add_preset_options, run, split_overrides
+from steermoe.config import Config, parse_overrides, read_layers
 from steermoe.errors import UserError
 from steermoe.fetch import catalog, find_model
-from steermoe.files import read_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m steermoe.bin.fetch", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="catalog name, hub id or local folder")
     parser.add_argument("--config", help="fetch the encoder and the LLM that this configuration names")
+    add_preset_options(parser)
     parser.add_argument("--list", action="store_true", help="print the catalog: name, kind, licence, what it is")
     words, overrides = split_overrides(argv)
     options = parser.parse_args(words)
-    if overrides and not options.config:
+    configured = options.config or options.preset
+    if overrides and not configured:
         parser.error(f"unknown option {overrides[0]}; overrides such as --llm-conf.model go with --config")
     if options.list:
         for name, entry in catalog().items():
             print(name, entry["kind"], entry["licence"], entry["about"], sep="\t")
         return 0
     wanted = [(name, None) for name in options.names]
-    if options.config:
-        wanted += _named_in(options.config, overrides)
+    if configured:
+        wanted += _named_in(read_layers(options.config, options.preset, options.variant), overrides)
     if not wanted:
-        raise UserError("give a NAME, --config FILE or --list")
+        raise UserError("give a NAME, --config FILE, --preset NAME or --list")
     for name, kind in wanted:
         print(f"{name}\t{find_model(name, kind)}", flush=True)
     return 0
 
 
-def _named_in(path: str, overrides: list[str]) -> list[tuple[str, str]]:
+def _named_in(tree: dict, overrides: list[str]) -> list[tuple[str, str]]:
     """[(encoder's model, "encoder"), (LLM's, "llm")], without importing the models' code; the other verbs check every key."""
-    try:
-        tree = yaml.safe_load("\n".join(line for _, line in read_lines(path))) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({getattr(error, 'problem', error)}); check the indentation there") from None
     given = dict((".".join(key), value) for key, value in parse_overrides(overrides))
     pairs = []
     for kind in ("encoder", "llm"):
-        conf = (tree.get(f"{kind}_conf") if isinstance(tree, dict) else None) or {}
-        model = given.get(f"{kind}_conf.model") or conf.get("model") or getattr(Config(), f"{kind}_conf")["model"]
-        pairs.append((str(model), kind))
+        conf = tree.get(f"{kind}_conf")
+        named = conf.get("model") if isinstance(conf, dict) else None
+        pairs.append((str(given.get(f"{kind}_conf.model") or named or getattr(Config(), f"{kind}_conf")["model"]), kind))
     return pairs
 
 

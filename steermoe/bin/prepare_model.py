@@ -1,26 +1,43 @@
-"""Stage 3: fetches and checks encoder and LLM; a table of parameters and memory."""
+"""Stage 3: fetches and checks encoder and LLM; a table of parameters and memory. --dry-run true: the table alone, nothing fetched."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from steermoe.bin.cli import Parser, parse_with_config, run
+from steermoe.bin.cli import Parser, boolean, parse_with_config, run
+from steermoe.errors import UserError
 from steermoe.files import atomic_write
 from steermoe.stamp import Stamp
+
+SHARES = {"experts": "vectors"}  # the paper's name where a parameter's own is another
 
 
 def main(argv=None) -> None:
     parser = Parser(prog="steermoe prepare_model", description=__doc__)
     parser.add_argument("--config", type=Path, help="training configuration")
-    parser.add_argument("--exp", type=Path, required=True, help="experiment folder; gets model_info.txt")
+    parser.add_argument("--exp", type=Path, help="experiment folder; gets model_info.txt")
+    parser.add_argument("--dry-run", type=boolean, default=False, help="print the table from the models' sizes alone, and stop")
     args, config = parse_with_config(parser, argv)
+    if args.dry_run:
+        from steermoe.shapes import meta_model
+
+        model = meta_model(config)
+        print(parameter_table(model) + memory_lines(model, config), end="")
+        return
+    if args.exp is None:
+        raise UserError("--exp DIR is needed, as in --exp exp/whisper; --dry-run true needs none")
     info = args.exp / "model_info.txt"
-    roles = {key: value for key, value in config.to_dict().items() if key.split("_")[0] in ("encoder", "steering", "projector", "llm")}
-    stamp = Stamp(args.exp / ".model_info.done", roles)
+    parts = ("encoder", "steering", "projector", "llm", "data", "train", "decode")
+    settings = {key: value for key, value in config.to_dict().items() if key.split("_")[0] in parts}
+    stamp = Stamp(args.exp / ".model_info.done", settings)
     if not stamp.fresh([info]):
         from steermoe.model import SteerMoE
+        from steermoe.shapes import meta_model
 
-        table = parameter_table(SteerMoE.from_config(config))
+        model = SteerMoE.from_config(config)
+        table = parameter_table(model)
+        hashes = "".join(f"{role} SHA-256 {getattr(model, role).fingerprint}\n" for role in ("encoder", "llm"))
+        table += memory_lines(meta_model(config, model.encoder), config) + hashes
         with atomic_write(info) as stream:
             stream.write(table)
         stamp.write()
@@ -28,26 +45,62 @@ def main(argv=None) -> None:
 
 
 def parameter_table(model) -> str:
-    """One line a part of the model, read from the live modules: parameters, those trained, type, memory of the weights."""
+    """One line a part of the model, read from its modules: parameters, those trained, type, memory of the weights."""
+    from steermoe.memory import module_size
+
     rows = [("part", "model", "parameters", "trainable", "dtype", "MiB")]
-    sums = [0, 0, 0.0]
+    sums = [0, 0, 0]
     for part in ("encoder", "steering", "projector", "llm"):
         module = getattr(model, part)
-        parameters = list(module.parameters())
-        count = sum(p.numel() for p in parameters)
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        mib = sum(p.numel() * p.element_size() for p in parameters) / 2**20
-        sums = [sums[0] + count, sums[1] + trainable, sums[2] + mib]
-        kinds = "/".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})) or "-"
+        count, size = module_size(module)
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        sums = [sums[0] + count, sums[1] + trainable, sums[2] + size]
+        quantization = getattr(module, "quantization", "none")
+        kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()}
+        kinds |= {quantization} - {"none"}
         name = getattr(module, "model", type(module).__name__)
-        rows.append((part, Path(name).name, f"{count:,}", f"{trainable:,}", kinds, f"{mib:.1f}"))
-    rows.append(("sum", "", f"{sums[0]:,}", f"{sums[1]:,}", "", f"{sums[2]:.1f}"))
+        rows.append((part, Path(name).name, f"{count:,}", f"{trainable:,}", "/".join(sorted(kinds)) or "-", f"{size / 2**20:.1f}"))
+        if part == "steering":
+            rows += [(f"  {share}", "", f"{count:,}", f"{count:,}", "", "") for share, count in shares(module).items()]
+    rows.append(("sum", "", f"{sums[0]:,}", f"{sums[1]:,}", "", f"{sums[2] / 2**20:.1f}"))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = ["  ".join(cell.ljust(w) if i < 2 or i == 4 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
-    optimizer = sums[1] * 12 / 2**20  # gradient and AdamW's two moments, float32
-    lines.append(f"training adds {optimizer:.1f} MiB for gradients and optimiser state, and activations that grow with train_conf.batch_frames")
-    lines += [f"{role} SHA-256 {getattr(model, role).fingerprint}" for role in ("encoder", "llm")]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def shares(steering) -> dict[str, int]:
+    """Trained parameters of the steering by what they are: {"vectors": …, "router": …, "scales": …}."""
+    counts: dict[str, int] = {}
+    for name, parameter in steering.named_parameters():
+        kind = name.replace(".", "_").split("_")[0]
+        kind = SHARES.get(kind, kind)
+        counts[kind] = counts.get(kind, 0) + parameter.numel()
+    return counts
+
+
+def memory_lines(model, config) -> str:
+    """What training and decoding take, of a model on the meta device. The arithmetic: steermoe.memory."""
+    from steermoe.memory import estimate
+
+    try:
+        needed = estimate(model, config)
+    except (RuntimeError, NotImplementedError) as error:  # an encoder or LLM that needs its tensors' contents
+        reason = str(error).split("\n")[0]
+        return f"memory of training and decoding: not known, {config.encoder} + {config.llm} do not run without contents ({reason})\n"
+    seconds = f"{config.data_conf.max_seconds:g} s"
+    training = needed.weights + needed.optimizer + needed.train_activations
+    decoding = needed.weights + needed.decode_activations
+    return (
+        f"training:  {gib(training)} = weights {gib(needed.weights)} + gradients and AdamW {gib(needed.optimizer)} + activations "
+        f"{gib(needed.train_activations)} (batch of {needed.train_batch} x {seconds})\n"
+        f"decoding:  {gib(decoding)} = weights {gib(needed.weights)} + activations and KV cache {gib(needed.decode_activations)} "
+        f"(batch of {needed.decode_batch} x {seconds}, beam {config.decode_conf.beam})\n"
+        "           and about 1 GiB for the libraries, and a tenth of the activations for fragmentation\n"
+    )
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 if __name__ == "__main__":

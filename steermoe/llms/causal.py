@@ -16,46 +16,72 @@ from torch import Tensor, nn
 from steermoe.dtypes import resolve_dtype
 from steermoe.errors import UserError
 from steermoe.fetch import find_model, fingerprint
+from steermoe.llms.quantization import bitsandbytes_config, check_kind
 from steermoe.llms.template import PromptTemplate, make_template, stop_tokens
 
 
 class CausalLM(nn.Module):
     """dtype: "auto", "bfloat16", "float16" or "float32". chat: the prompt goes through the tokenizer's chat template (false: bare text,
-    as in the paper). system: the system message, null for the template's own.
+    as in the paper). system: the system message, null for the template's own. quantization: "none", "int8" or "int4".
     """
 
     def __init__(
-        self, llm: nn.Module, tokenizer, *, model: str, dtype: str = "auto", chat: bool = True, system: str | None = None
+        self,
+        llm: nn.Module,
+        tokenizer,
+        *,
+        model: str,
+        dtype: str = "auto",
+        chat: bool = True,
+        system: str | None = None,
+        quantization: str = "none",
     ):
         super().__init__()
         self.llm, self.tokenizer = llm.requires_grad_(False).eval(), tokenizer
-        self.model, self.dtype, self.chat, self.system = model, dtype, chat, system
+        self.model, self.dtype, self.chat, self.system, self.quantization = model, dtype, chat, system, quantization
         self.dim = llm.get_input_embeddings().weight.shape[1]
         self.fingerprint = ""
-        if chat and not tokenizer.chat_template:
+        if chat and tokenizer is not None and not tokenizer.chat_template:
             raise UserError(f"llm_conf.model: {model} has no chat template; set llm_conf.chat: false, or take its instruct variant")
 
     @classmethod
-    def from_pretrained(cls, model: str, *, dtype: str = "auto", **conf) -> "CausalLM":
+    def from_pretrained(cls, model: str, *, dtype: str = "auto", quantization: str = "none", **conf) -> "CausalLM":
         """model: local folder, hub id or catalog name. Never runs code from the model's folder."""
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+        check_kind(quantization)
+        packing = bitsandbytes_config(quantization, resolve_dtype(dtype))
         path = find_model(model, kind="llm")
+        settings = {"quantization_config": packing} if packing else {}
         try:
             llm, report = AutoModelForCausalLM.from_pretrained(
-                path, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                path, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise UserError(f"llm_conf.model: {path} is not a causal language model with safetensors weights: {error}") from None
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"llm_conf.model: {path} lacks the weights {missing[0]} ({len(missing)} in all); copy the model again")
-        wrapped = cls(llm, load_tokenizer(path), model=model, dtype=dtype, **conf)
+        wrapped = cls(llm, load_tokenizer(path), model=model, dtype=dtype, quantization=quantization, **conf)
         wrapped.fingerprint = fingerprint(path)
         wrapped.check_logits()
         wrapped.template("")  # a chat template that refuses the system message is known before training begins
         return wrapped
+
+    @classmethod
+    def without_weights(cls, source: Path | dict, *, model: str, dtype: str = "auto", **conf) -> "CausalLM":
+        """The same shapes on the meta device, and no tokenizer. source: the model's folder, or its sizes and model_type."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        check_kind(conf.get("quantization", "none"))
+        try:
+            config = AutoConfig.for_model(**source) if isinstance(source, dict) else AutoConfig.from_pretrained(source)
+            with torch.device("meta"):
+                llm = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype), trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"llm_conf.model: {model} is not a causal language model: {error}") from None
+        return cls(llm, None, model=model, dtype=dtype, **conf)
 
     @classmethod
     def text_encoder(cls, model: str) -> Callable[[str], list[int]]:

@@ -7,6 +7,7 @@ placeholder, and the assistant's header; `end` is the token that the template it
 from __future__ import annotations
 
 import functools
+from datetime import datetime
 from typing import NamedTuple
 
 import jinja2
@@ -14,6 +15,7 @@ import jinja2
 from steermoe.errors import UserError
 
 AUDIO = "<audio>"
+TODAY = datetime(2024, 7, 26)  # what LLaMA 3's template falls back to
 _ANSWER = "(answer)"
 
 
@@ -71,10 +73,10 @@ def _render(tokenizer, prompt: str, system: str | None) -> str:
 
 
 def _apply(tokenizer, messages: list[dict], **settings) -> str:
-    """date_string: LLaMA 3's templates write today's date; their own fallback keeps training and decoding alike.
+    """date_string, strftime_now: templates that write today's date get one that stays, so that training and decoding agree.
     enable_thinking: Qwen3's switch. Templates that do not know a variable ignore it.
     """
-    variables = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+    variables = {"enable_thinking": False, "date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
     return tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings)
 
 
