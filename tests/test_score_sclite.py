@@ -217,6 +217,16 @@ def test_engine_sclite_gives_the_same_numbers(tmp_path):
 
 
 @pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 2**32), st.sampled_from(sorted(LANGUAGES)), st.sampled_from(OPTIONS), st.sampled_from(["", "{(-@*;"]))
+def test_two_thousand_pairs_in_many_languages(tmp_path_factory, seed, name, options, marks):
+    options = options | {"locale" if name in LOCALES else "encoding": name}
+    if options.get("unit") == "char":
+        marks = marks.replace("{(", "")  # there sclite may take all memory and all night
+    assert_same(tmp_path_factory.mktemp("languages"), generated(seed, 20, 8, marks, LANGUAGES[name]), **options)
+
+
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32), st.sampled_from(OPTIONS), st.sampled_from(["", "{", "{(-@*;"]), st.sampled_from([5, 20, 60]))
 def test_ten_thousand_pairs(tmp_path_factory, seed, options, marks, longest):

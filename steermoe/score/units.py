@@ -23,7 +23,8 @@ LOCALES = {
     "babel_guarani": "ÃÁẼÉĨÍÕÓŨÚỸÝÑ",
 }
 # Encodings of trn files: what sclite's -e calls them. Its "gb" and "euc" are one: two bytes make a character where the first has
-# its high bit set; without -e every byte is a character.
+# its high bit set; without -e every byte is a character. Characters that sclite breaks (GBK's with "\\" or "{" as second byte, JIS
+# X 0212's three bytes) stay whole here.
 ENCODINGS = {"utf-8": "utf-8", "gbk": "gb", "euc_jp": "euc", "euc_kr": "euc", "latin_1": None}
 _TURKISH = {"İ": "i", "I": "ı"}
 _SPECIAL = re.compile(rb"[{@]")  # words that need a network
@@ -54,7 +55,7 @@ class Units:
         if self.encoding not in ENCODINGS:
             raise UserError(f"encoding: {self.encoding!r} is unknown{nearest(self.encoding, list(ENCODINGS))}")
         if self.locale != "generic" and self.encoding != "utf-8":
-            raise UserError(f"locale: sclite folds the letters of {self.locale} in UTF-8 only; convert the files, or leave it out")
+            raise UserError(f"locale: sclite folds the letters of {self.locale} in UTF-8 only; convert the files or leave it out")
         whole = []  # what is one character though Python counts more
         if self.locale == "babel_guarani":
             whole.append("[Gg]\u0303")
