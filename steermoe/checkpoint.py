@@ -58,6 +58,13 @@ def read_metadata(path: Path) -> tuple[Config, dict]:
     return config_from_dict(metadata["config"], str(path), registered=os.environ.get("STEERMOE_ALLOW_CODE") != "1"), metadata
 
 
+def beside(adapter: Path, model: str) -> str:
+    """Where an encoder is that a recipe has made itself: exp/NAME, as seen from the recipe's folder, which the adapter is in."""
+    if model.startswith("exp/") and not Path(model).exists():
+        return next((str(folder / model) for folder in adapter.resolve().parents if (folder / model).exists()), model)
+    return model
+
+
 def load_model(
     path: str | Path, device: str = "cpu", encoder_model: str | None = None, llm_model: str | None = None, dtype: str | None = None
 ) -> tuple[SteerMoE, Config]:
@@ -68,7 +75,7 @@ def load_model(
     """
     path = find_adapter(path)
     config, metadata = read_metadata(path)
-    config.encoder_conf["model"] = encoder_model or config.encoder_conf["model"]
+    config.encoder_conf["model"] = encoder_model or beside(path, config.encoder_conf["model"])
     config.llm_conf["model"] = llm_model or config.llm_conf["model"]
     if dtype:
         config.encoder_conf["dtype"] = config.llm_conf["dtype"] = dtype

@@ -158,6 +158,12 @@ stage_text() {
 
 stage_model() {
   write_repeat
+  if [ -n "$pretrain_config" ]; then
+    need "$dump/$train_set/data.jsonl" 2
+    need "$dump/$dev_set/data.jsonl" 2
+    submit --gpu "$ngpu" "$encoder_name/log/pretrain.log" "$PYTHON" -m steermoe.bin.pretrain --config "$pretrain_config" \
+      --train "$dump/$train_set/data.jsonl" --dev "$dump/$dev_set/data.jsonl" --out "$encoder_name" --ngpu "$ngpu"
+  fi
   here "$exp/log/model.log" "$PYTHON" -m steermoe.bin.prepare_model "${config[@]}" --exp "$exp"
 }
 
@@ -165,6 +171,7 @@ stage_train() {
   need "$dump/$train_set/data.jsonl" 2
   need "$dump/$dev_set/data.jsonl" 2
   need "$exp/model_info.txt" 3
+  [ -z "$pretrain_config" ] || need "$encoder_name/config.json" 3
   submit --gpu "$ngpu" "$exp/log/train.log" "$PYTHON" -m steermoe.bin.train "${config[@]}" \
     --train "$dump/$train_set/data.jsonl" --dev "$dump/$dev_set/data.jsonl" --exp "$exp" --ngpu "$ngpu"
 }
@@ -181,8 +188,8 @@ stage_decode() {
     score "$out" "$dump/$name/data.jsonl"
     if [ -n "$own_exp" ]; then
       out=$own_exp/decode_$name
-      submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.whisper --model "$encoder_name" \
-        --data "$dump/$name/data.jsonl" --out "$out" --language "$lang" --ngpu "$ngpu" --allow-pipes "$allow_pipes"
+      submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin."$own_verb" --model "$encoder_name" \
+        --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu" "${own_verb_options[@]}"
       score "$out" "$dump/$name/data.jsonl"
     fi
   done
@@ -335,9 +342,18 @@ set_up() {
   dump=dump/$name
   encoder_name=${models%%$'\t'*}
   own_role=$(awk '/^encoder:/ { print $2; exit }' ${preset:+"$root/steermoe/presets/$preset.yaml"} "$train_config")
-  own_exp=""
-  if [ "$own_score" = true ] && [ "${own_role:-whisper}" = whisper ]; then
-    own_exp=exp/own_$(basename "$encoder_name")
+  pretrain_config="" own_verb="" own_exp=""
+  if [[ $encoder_name == exp/* ]]; then # made in stage 3
+    pretrain_config=conf/pretrain_$encoder.yaml
+    [ -f "$pretrain_config" ] || die "$encoder_name: a model under exp/ is made by stage 3 from $pretrain_config, which is missing"
+    name=$(awk '/^teacher:/ { print $2; exit }' "$pretrain_config")
+    [ -z "$name" ] || "$PYTHON" -m steermoe.bin.fetch "$name" > /dev/null
+    own_verb=ctc own_verb_options=()
+  elif [ "${own_role:-whisper}" = whisper ]; then
+    own_verb=whisper own_verb_options=(--language "$lang" --allow-pipes "$allow_pipes")
+  fi
+  [ "$own_score" = false ] || [ -z "$own_verb" ] || own_exp=exp/own_$(basename "$encoder_name")
+  if [ -n "$own_exp" ] && [ "$own_verb" = whisper ]; then
     models=${models%%$'\n'*}
     # OpenAI's files come without the tokens that their decoder writes.
     ! compgen -G "${models#*$'\t'}/*.pt" > /dev/null || "$PYTHON" -m steermoe.bin.fetch whisper-vocabulary > /dev/null

@@ -4,7 +4,7 @@ usage: python -m steermoe.bin.fetch NAME… | [--config conf/train_whisper.yaml]
 
 A NAME is one of the catalog (--list), a model hub's id, or a local folder. Prints one line `NAME<TAB>PATH` each.
 With --config or --preset, the encoder and the LLM that the configuration names; its keys can be overridden as for training:
---encoder-conf.model DIR.
+--encoder-conf.model DIR. An encoder under exp/ is one that the recipe's stage 3 makes; its line is printed as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from steermoe.bin.cli import Parser, add_preset_options, run, split_overrides
 from steermoe.config import Config, parse_overrides, read_layers
 from steermoe.errors import UserError
 from steermoe.fetch import catalog, find_model
+
+MADE_HERE = "exp/"  # a recipe's encoder under exp/ is not fetched: stage 3 makes it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not wanted:
         raise UserError("give a NAME, --config FILE, --preset NAME or --list")
     for name, kind in wanted:
-        print(f"{name}\t{find_model(name, kind)}", flush=True)
+        own = kind == "encoder" and name.startswith(MADE_HERE)
+        print(f"{name}\t{name if own else find_model(name, kind)}", flush=True)
     return 0
 
 

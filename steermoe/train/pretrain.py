@@ -31,7 +31,7 @@ from steermoe.masks import length_mask
 from steermoe.projector import masked_pool
 from steermoe.train.objectives import Loss
 
-STATISTICS_UTTERANCES = 1000  # enough for means and variances over frames
+STATISTICS_UTTERANCES = 200  # enough for means and variances over frames
 
 
 @dataclass
