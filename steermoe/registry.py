@@ -16,6 +16,12 @@ ROLES: dict[str, dict[str, str]] = {
     "encoder": {
         "whisper": "steermoe.encoders.whisper:WhisperEncoder",
         "conformer": "steermoe.encoders.conformer:ConformerEncoder",
+        "w2v_bert": "steermoe.encoders.w2v_bert:W2vBertEncoder",
+        "wav2vec2_conformer": "steermoe.encoders.wav2vec2_conformer:Wav2Vec2ConformerEncoder",
+        "parakeet": "steermoe.encoders.parakeet:ParakeetEncoder",
+        "wavlm": "steermoe.encoders.wavlm:WavLMEncoder",
+        "hubert": "steermoe.encoders.hubert:HubertEncoder",
+        "wav2vec2": "steermoe.encoders.wav2vec2:Wav2Vec2Encoder",
     },
     "steering": {"moe": "steermoe.steering:MoESteering", "none": "steermoe.steering:NoSteering"},
     "projector": {"linear": "steermoe.projector:LinearProjector"},

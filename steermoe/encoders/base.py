@@ -1,5 +1,18 @@
 """What an encoder offers. To add one: a file with a class of this shape and a line in steermoe/registry.py.
 
+Encoders, what stage 1 dumps for them, their frames a second, the projector's kernel that makes 12.5 of them as in the paper, and
+what follows the last layer (`final_norm`):
+
+| encoder            | features                                | frames/s | kernel | final_norm                        |
+|--------------------|-----------------------------------------|----------|--------|-----------------------------------|
+| whisper            | log-mel, 80 or 128 bands                | 50       | 4      | LayerNorm                         |
+| conformer          | Kaldi fbank, 80 bands                   | 25       | 2      | none: every layer ends in one     |
+| w2v_bert           | Kaldi fbank, 2 x 80 bands, normalised   | 50       | 4      | none: every layer ends in one     |
+| wav2vec2_conformer | samples                                 | 50       | 4      | LayerNorm                         |
+| parakeet           | log-mel, 80 or 128 bands, normalised    | 12.5     | 1      | none: every layer ends in one     |
+| wavlm, hubert,     | samples (normalised in most large ones) | 50       | 4      | LayerNorm in the large ones;      |
+| wav2vec2           |                                         |          |        | none in base: a layer ends in one |
+
 Shape legend: B batch, T encoder frames, F input frames, M input feature size, D encoder width.
 """
 
