@@ -120,7 +120,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.alive = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+        self.own = [tensor.untyped_storage() for tensor in [*model.parameters(), *model.buffers()]]
+        self.alive = {storage._cdata for storage in self.own}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):

@@ -38,7 +38,9 @@ case $verb in
     if [ "${at[job]}" = 0 ]; then echo > "$out/feats.scp"; else echo > "$out/feats.${at[job]}.ark"; fi
     ;;
   prepare_text) [ -f "${at[feats]}/feats.scp" ] && echo > "$out" ;;
-  prepare_model) echo table > "${at[exp]}/model_info.txt" ;;
+  prepare_model)
+    [ "${at[dry-run]}" != true ] || exec echo "a table"
+    echo table > "${at[exp]}/model_info.txt" ;;
   train) mkdir -p "${at[exp]}/checkpoints" && [ -f "${at[train]}" ] && [ -f "${at[dev]}" ] && echo > "${at[exp]}/.train.done" ;;
   decode)
     mkdir -p "$out" && echo > "$out/hyp.trn"

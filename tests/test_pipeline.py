@@ -202,6 +202,25 @@ def test_overrides_reach_the_right_verbs_and_name_the_folders(recipe):
     assert out.is_dir()
 
 
+def test_a_preset_names_the_experiment_and_reaches_every_verb(recipe):
+    (recipe.root / "steermoe").symlink_to(ROOT / "steermoe")
+    status, _, err = recipe.run("--preset", "C3B", "--variant", "authors_code", "--seed", "3")
+    assert status == 0, err
+    mine = "--config conf/train_whisper.yaml --preset C3B --variant authors_code --train-conf.seed 3"
+    calls = [line for line in recipe.calls() if line.split()[0] in ("fetch", "dump", "prepare_text", "prepare_model", "train")]
+    assert calls and all(mine in line for line in calls)
+    assert (recipe.folder / "exp/C3B_authors_code_seed3/RESULTS.md").exists()
+    assert not list(recipe.folder.glob("exp/own*"))  # the preset's encoder, not the file's, has no decoder of its own
+
+
+def test_a_dry_run_prints_the_table_and_touches_nothing(recipe):
+    before = sorted(recipe.folder.rglob("*"))
+    status, out, err = recipe.run("--preset", "W7B", "--dry-run", "true", "--decode-conf.beam", "4", "--stage", "4")
+    assert (status, out, err) == (0, "a table\n", "") and sorted(recipe.folder.rglob("*")) == before
+    (call,) = recipe.calls()
+    assert call == "prepare_model --config conf/train_whisper.yaml --preset W7B --variant paper --decode-conf.beam 4 --dry-run true"
+
+
 def test_tag_decode_config_and_test_sets(recipe):
     status, _, err = recipe.run("--tag", "try2", "--decode-config", "conf/decode_beam.yaml", "--test-sets", "test other")
     assert status == 0, err

@@ -7,7 +7,7 @@ from pathlib import Path
 from steermoe.bin.cli import Parser, boolean, parse_with_config, run
 from steermoe.errors import UserError
 from steermoe.files import atomic_write
-from steermoe.stamp import Stamp
+from steermoe.stamp import Stamp, made_here
 
 SHARES = {"experts": "vectors"}  # the paper's name where a parameter's own is another
 
@@ -27,9 +27,7 @@ def main(argv=None) -> None:
     if args.exp is None:
         raise UserError("--exp DIR is needed, as in --exp exp/whisper; --dry-run true needs none")
     info = args.exp / "model_info.txt"
-    parts = ("encoder", "steering", "projector", "llm", "data", "train", "decode")
-    settings = {key: value for key, value in config.to_dict().items() if key.split("_")[0] in parts}
-    stamp = Stamp(args.exp / ".model_info.done", settings)
+    stamp = Stamp(args.exp / ".model_info.done", config.to_dict(), made_here(config.encoder_conf["model"]))
     if not stamp.fresh([info]):
         from steermoe.model import SteerMoE
         from steermoe.shapes import meta_model
@@ -84,7 +82,7 @@ def memory_lines(model, config) -> str:
 
     try:
         needed = estimate(model, config)
-    except (RuntimeError, NotImplementedError) as error:  # an encoder or LLM that needs its tensors' contents
+    except (RuntimeError, TypeError) as error:  # an encoder or LLM that needs its tensors' contents
         reason = str(error).split("\n")[0]
         return f"memory of training and decoding: not known, {config.encoder} + {config.llm} do not run without contents ({reason})\n"
     seconds = f"{config.data_conf.max_seconds:g} s"
