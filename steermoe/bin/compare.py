@@ -20,7 +20,7 @@ def main(argv=None) -> None:
     parser.add_argument("--min-good", type=int, default=2, help="MAPSSWE: correct words that separate two segments")
     parser.add_argument("--case-sensitive", type=boolean, default=False, help="tell upper from lower case")
     parser.add_argument("--locale", choices=list(LOCALES), default="generic", help="letters beyond ASCII whose case is folded")
-    parser.add_argument("--encoding", choices=list(ENCODINGS), default="utf-8", help="of the trn files (sclite -e); gbk for GB 2312")
+    parser.add_argument("--encoding", choices=list(ENCODINGS), default="utf-8", help="of the files (sclite -e); gbk for GB 2312")
     parser.add_argument("--markup", type=boolean, default=True, help="read { a / b } and @ as sclite does")
     args = parser.parse_args(argv)
     if len(args.hyps) < 2:

@@ -35,7 +35,7 @@ def main(argv=None) -> None:
     parser.add_argument("--engine", choices=("own", "sclite"), default="own", help="who aligns: same numbers, same report")
     parser.add_argument("--case-sensitive", type=boolean, default=False, help="tell upper from lower case (sclite -s)")
     parser.add_argument("--locale", choices=list(LOCALES), default="generic", help="letters beyond ASCII whose case is folded")
-    parser.add_argument("--encoding", choices=list(ENCODINGS), default="utf-8", help="of the trn files (sclite -e); gbk for GB 2312")
+    parser.add_argument("--encoding", choices=list(ENCODINGS), default="utf-8", help="of the files (sclite -e); gbk for GB 2312")
     parser.add_argument("--markup", type=boolean, default=True, help="read { a / b } @ ; word* as sclite does, or literally")
     parser.add_argument("--optional-words", type=boolean, default=False, help="(word) may be left out (sclite -D)")
     parser.add_argument("--fragments", type=boolean, default=False, help="wor- matches a word that begins so (sclite -F)")
