@@ -72,12 +72,13 @@ def test_cmvn_is_the_mean_and_deviation_of_the_frames(tmp_path):
 
 
 def test_cmvn_by_hand_in_double_precision_and_with_a_floor(tmp_path):
-    # 10^9 frames: band 0 has mean 20 and variance 0.25, which float32 statistics lose; band 1 is constant at 3
-    stats = np.array([[20e9, 3e9, 1e9], [(400 + 0.25) * 1e9, 9e9, 0]])
+    # band 0: mean 20.3 and variance 0.01, which statistics in float32 lose; band 1 is constant at 3
+    count = 987654321.0
+    stats = np.array([[20.3 * count, 3 * count, count], [(20.3**2 + 0.01) * count, 9 * count, 0]])
     kaldiio.save_mat(str(tmp_path / "cmvn.ark"), stats)
     mean, istd = read_cmvn(tmp_path / "cmvn.ark")
-    assert mean.tolist() == [20.0, 3.0]
-    assert math.isclose(istd[0], 2.0, rel_tol=1e-6) and math.isclose(istd[1], 1e10, rel_tol=1e-6)
+    assert np.allclose(mean, [20.3, 3.0], rtol=1e-6)
+    assert math.isclose(istd[0], 10.0, rel_tol=1e-5) and math.isclose(istd[1], 1e10, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize(
