@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 
 from steermoe.config import Config, config_from_dict
 from steermoe.errors import UserError
+from steermoe.fetch import MADE_HERE
 from steermoe.files import atomic_write
 from steermoe.model import SteerMoE
 
@@ -60,7 +61,7 @@ def read_metadata(path: Path) -> tuple[Config, dict]:
 
 def beside(adapter: Path, model: str) -> str:
     """Where an encoder is that a recipe has made itself: exp/NAME, as seen from the recipe's folder, which the adapter is in."""
-    if model.startswith("exp/") and not Path(model).exists():
+    if model.startswith(MADE_HERE) and not Path(model).exists():
         return next((str(folder / model) for folder in adapter.resolve().parents if (folder / model).exists()), model)
     return model
 

@@ -120,7 +120,7 @@ def load_as(cls: type, path: str | Path, overrides: list[str] | None = None) -> 
     tree = _read_yaml(path)
     for key, value in parse_overrides(overrides or []):
         _set(tree, key, value)
-    return _build(cls, tree, str(path), "")
+    return _build(cls(), tree, str(path), "")
 
 
 def read_layers(path: str | Path | None, preset: str | None = None, variant: str = PAPER) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
 
     registered: accept only the registry's names for roles: files from others must not choose which Python modules are imported.
     """
-    config = _build(Config, tree, where, "")
+    config = _build(Config(), tree, where, "")
     config.augment_conf.check(where)
     for role in ROLE_KEYS:
         if registered and (name := getattr(config, role)) not in ROLES[role]:
@@ -246,18 +246,17 @@ def _set(tree: dict[str, Any], key: list[str], value: Any) -> None:
     tree[key[-1]] = value
 
 
-def _build(cls: type, tree: Any, where: str, prefix: str) -> Any:
-    """A dataclass from a dict."""
+def _build(value: Any, tree: Any, where: str, prefix: str) -> Any:
+    """A dataclass with its defaults, which the dict's keys replace."""
     if not isinstance(tree, dict):
         raise UserError(f"{where}: {prefix.rstrip('.')} holds keys, not {tree!r}")
-    value = cls()
-    known = {f.name: getattr(value, f.name) for f in dataclasses.fields(cls)}
+    known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     for key, given in tree.items():
         if key not in known:
             raise UserError(f"{where}: unknown key {prefix}{key}{nearest(str(key), list(known))}")
         default = known[key]
         if dataclasses.is_dataclass(default):
-            given = _build(type(default), given if given is not None else {}, where, f"{prefix}{key}.")
+            given = _build(default, given if given is not None else {}, where, f"{prefix}{key}.")
         elif isinstance(default, dict):
             given = given if isinstance(given, dict) else _fail(where, prefix + key, given, "keys")
             if key == "lr":

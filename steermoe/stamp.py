@@ -19,6 +19,12 @@ def stamp_of(file: str | Path) -> Path:
     return file.with_name(f".{file.name}.done")
 
 
+def made_here(model: str) -> list[Path]:
+    """The weights of an encoder that stage 3 has made, as an input of what is made with it; no file for other models."""
+    folder = Path(model)
+    return [folder / "model.safetensors"] if (folder / ".pretrain.done").is_file() else []
+
+
 class Stamp:
     """path: the stamp's file. settings: anything JSON can hold. inputs: files that the outputs were made from."""
 

@@ -181,6 +181,7 @@ stage_decode() {
   need "$exp/.train.done" 4 # written when training has ended; a best checkpoint is there long before
   for name in $test_sets; do
     need "$dump/$name/data.jsonl" 2
+    [ -z "$pretrain_config" ] || need "$encoder_name/config.json" 3
     out=$exp/decode_${name}_$decode_tag
     submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.decode --exp "$exp" \
       --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu" "${decode_overrides[@]}"
@@ -344,9 +345,9 @@ set_up() {
   own_role=$(awk '/^encoder:/ { print $2; exit }' ${preset:+"$root/steermoe/presets/$preset.yaml"} "$train_config")
   pretrain_config="" own_verb="" own_exp=""
   if [[ $encoder_name == exp/* ]]; then # made in stage 3
-    pretrain_config=conf/pretrain_$encoder.yaml
+    pretrain_config=conf/pretrain_${own_role:-whisper}.yaml
     [ -f "$pretrain_config" ] || die "$encoder_name: a model under exp/ is made by stage 3 from $pretrain_config, which is missing"
-    name=$(awk '/^teacher:/ { print $2; exit }' "$pretrain_config")
+    name=$(awk '/^teacher:/ { gsub(/["\047]/, "", $2); print $2; exit }' "$pretrain_config")
     [ -z "$name" ] || "$PYTHON" -m steermoe.bin.fetch "$name" > /dev/null
     own_verb=ctc own_verb_options=()
   elif [ "${own_role:-whisper}" = whisper ]; then

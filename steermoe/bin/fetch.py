@@ -14,9 +14,7 @@ from typing import Sequence
 from steermoe.bin.cli import Parser, add_preset_options, run, split_overrides
 from steermoe.config import Config, parse_overrides, read_layers
 from steermoe.errors import UserError
-from steermoe.fetch import catalog, find_model
-
-MADE_HERE = "exp/"  # a recipe's encoder under exp/ is not fetched: stage 3 makes it
+from steermoe.fetch import MADE_HERE, catalog, find_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:

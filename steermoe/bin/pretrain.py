@@ -33,7 +33,9 @@ def main(argv=None) -> None:
         print(f"{args.out}: up to date")
         return
     begun = Stamp(args.out / ".pretrain.begun", settings, [args.train, args.dev])
-    if not begun.fresh():  # what lies here was begun with other settings or data
+    if not begun.fresh():  # what lies here is of other settings or data
+        for name in FILES:
+            (args.out / name).unlink(missing_ok=True)
         shutil.rmtree(args.out / "checkpoints", ignore_errors=True)
         begun.write()
     pretrain(args, conf)
@@ -79,7 +81,7 @@ def pretrain(args, conf) -> None:
         model, objective, collator(units), export, train_set, dev_set, args.out, conf.train_conf, conf.optim_conf
     )
     if not trainer.resume_path.is_file():
-        measure_statistics(model, train_set, conf.train_conf.seed)
+        measure_statistics(model, PretrainDataset(args.train, teacher_frontend), conf.train_conf.seed)
     trainer.run()
     plot_curves(trainer.log_path, args.out / "plots")
     model.load_adapter_state(load_file(args.out / "checkpoints" / "best.safetensors"))

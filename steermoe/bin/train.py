@@ -11,7 +11,7 @@ from steermoe.bin.decode import device
 from steermoe.config import Config, config_from_dict
 from steermoe.errors import UserError
 from steermoe.files import write_json
-from steermoe.stamp import Stamp
+from steermoe.stamp import Stamp, made_here
 
 MAY_CHANGE = ("decode_conf", "train_conf.patience", "train_conf.save_steps")
 
@@ -26,7 +26,7 @@ def main(argv=None) -> None:
     args, config = parse_with_config(parser, argv)
     adapter = args.exp / "checkpoints" / "best.safetensors"
     relevant = {key: value for key, value in config.to_dict().items() if key != "decode_conf"}
-    done = Stamp(args.exp / ".train.done", relevant, [args.train, args.dev])
+    done = Stamp(args.exp / ".train.done", relevant, [args.train, args.dev, *made_here(config.encoder_conf["model"])])
     if done.fresh([adapter]):
         config.save(args.exp / "config.yaml")  # decode_conf may have been edited; decoding reads it there
         print(f"{adapter}: up to date")

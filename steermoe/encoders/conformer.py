@@ -124,7 +124,7 @@ def load_conformer(folder: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
         tensors = load_file(folder / "model.safetensors")
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in Conformer(**config["sizes"]).state_dict().items()}
-    except (OSError, SafetensorError, TypeError, KeyError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{folder}: damaged ({error}); make it again") from None
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise UserError(f"{folder}: model.safetensors does not have the tensors of the sizes in config.json; make it again")

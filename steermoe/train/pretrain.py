@@ -55,7 +55,7 @@ class PretrainConf:
     teacher_steps: int = 500  # steps with the teacher alone: CTC at once would lead into writing nothing but blanks
     teacher_weight: float = 1.0  # of the squared error per frame beside the CTC loss per unit
     augment_conf: AugmentConf = field(default_factory=AugmentConf)
-    optim_conf: OptimConf = field(default_factory=OptimConf)  # its only learning rate is lr.encoder
+    optim_conf: OptimConf = field(default_factory=lambda: OptimConf(lr={"encoder": 1e-3}))
     train_conf: TrainConf = field(default_factory=TrainConf)
 
 
@@ -63,14 +63,25 @@ def load_pretrain_config(path: str | Path, overrides: Sequence[str] = ()) -> Pre
     """UserError names the file and the nearest known key, or the value that does not fit."""
     conf = load_as(PretrainConf, path, list(overrides))
     conf.augment_conf.check(str(path))
-    rates = conf.optim_conf.lr
-    if unknown := rates.keys() - OptimConf().lr.keys() - {"encoder"}:
+    if unknown := conf.optim_conf.lr.keys() - {"encoder"}:
         raise UserError(f"{path}: unknown key optim_conf.lr.{min(unknown)} (known: encoder)")
-    conf.optim_conf.lr = {"encoder": rates.get("encoder", 1e-3)}
     check_training(conf.optim_conf, conf.train_conf, str(path))
+    sizes = conf.conformer_conf
     for key, least in (("units", 2), ("teacher_steps", 0), ("teacher_weight", 0)):
         if getattr(conf, key) < least:
             raise UserError(f"{path}: {key}: {getattr(conf, key)} is below {least}")
+    checks = (
+        ("dim", sizes.dim > 0 and sizes.dim % 2 == 0, "an even number over 0"),
+        ("layers", sizes.layers > 0, "over 0"),
+        ("heads", sizes.heads > 0 and sizes.dim % sizes.heads == 0, f"a divisor of dim, {sizes.dim}"),
+        ("kernel", sizes.kernel > 0 and sizes.kernel % 2 == 1, "an odd number over 0"),
+        ("dropout", 0 <= sizes.dropout < 1, "from 0 to below 1"),
+    )
+    for key, right, wanted in checks:
+        if not right:
+            raise UserError(f"{path}: conformer_conf.{key}: {getattr(sizes, key)} is not {wanted}")
+    if conf.teacher and conf.teacher_steps >= conf.train_conf.max_steps:
+        raise UserError(f"{path}: teacher_steps: {conf.teacher_steps} leave no step for the CTC; train_conf.max_steps must be over it")
     return conf
 
 
@@ -98,6 +109,8 @@ class PretrainDataset(AudioTextDataset):
     def __init__(self, path, teacher_frontend=None, augment: Augment | None = None):
         super().__init__(path, augment, teacher_frontend or KaldiFbank())
         self.teacher_frontend, self.fbank = teacher_frontend, KaldiFbank()
+        for index in range(len(self)):  # every item reads its audio
+            self._wav(index)
 
     def __getitem__(self, index: int) -> PretrainExample:
         entry, samples_n = self.entries[index], self.samples(index)
@@ -186,8 +199,8 @@ class Pretraining(nn.Module):
 
     def load_adapter_state(self, tensors: dict[str, Tensor]) -> None:
         missing, unknown = self.load_state_dict(tensors, strict=False)
-        if unknown or any(not name.startswith("teacher.") for name in missing):
-            raise RuntimeError(f"{(unknown + missing)[0]} is not in both")
+        if wrong := unknown + [name for name in missing if not name.startswith("teacher.")]:
+            raise RuntimeError(f"{wrong[0]} is not in both")
 
     def bases(self) -> dict[str, str]:
         return {"teacher": self.teacher.fingerprint} if self.teacher else {}
@@ -224,7 +237,9 @@ class CtcAndHint:
 
 @torch.no_grad()
 def measure_statistics(model: Pretraining, data: PretrainDataset, seed: int) -> None:
-    """Sets the encoder's CMVN and the scale of the teacher's hidden states from a random part of the training data."""
+    """Sets the encoder's CMVN and the scale of the teacher's hidden states from a random part of the data, which is to come
+    without augmentation: masks would make the variances too small.
+    """
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:STATISTICS_UTTERANCES].tolist()
     feats, hints = Moments(), Moments()
     for index in chosen:
