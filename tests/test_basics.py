@@ -160,6 +160,16 @@ def test_all_verbs_are_listed():
     assert sorted(listed) == verbs() and all(listed.values())
 
 
+@pytest.mark.parametrize("words", [[], ["fetch", "--list"]])
+def test_a_reader_that_has_gone_is_no_error(words):
+    """As in `steermoe | head -0`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "steermoe.bin", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+
+
 def test_an_unknown_verb_has_a_hint():
     done = subprocess.run([sys.executable, "-m", "steermoe.bin", "trian"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and "did you mean 'train'" in done.stderr

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from steermoe.dtypes import resolve_dtype
 from steermoe.errors import UserError
 from steermoe.fetch import find_model, fingerprint
-from steermoe.llms.quantization import bitsandbytes_config, check_kind
+from steermoe.llms.quantization import bitsandbytes_config, check_kind, keep_differentiable
 from steermoe.llms.template import PromptTemplate, make_template, stop_tokens
 
 
@@ -64,6 +64,7 @@ class CausalLM(nn.Module):
         if missing := sorted(report["missing_keys"]):
             raise UserError(f"llm_conf.model: {path} lacks the weights {missing[0]} ({len(missing)} in all); copy the model again")
         wrapped = cls(llm, load_tokenizer(path), model=model, dtype=dtype, quantization=quantization, **conf)
+        keep_differentiable(llm)
         wrapped.fingerprint = fingerprint(path)
         wrapped.check_logits()
         wrapped.template("")  # a chat template that refuses the system message is known before training begins

@@ -47,3 +47,12 @@ def quantised_linears(llm: nn.Module) -> list[nn.Linear]:
     """The layers that quantisation concerns, of a model that is quantised or of one that is not."""
     output = llm.get_output_embeddings()
     return [module for module in llm.modules() if isinstance(module, nn.Linear) and module is not output]
+
+
+def keep_differentiable(llm: nn.Module) -> None:
+    """Call before the first forward. On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in the first forward without gradients
+    into a form that gradients do not pass through, and says nothing.
+    """
+    for linear in quantised_linears(llm):
+        if hasattr(linear, "support_avx512bf16_for_cpu"):
+            linear.support_avx512bf16_for_cpu = False

@@ -7,6 +7,7 @@ placeholder, and the assistant's header; `end` is the token that the template it
 from __future__ import annotations
 
 import functools
+import re
 from datetime import datetime
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from steermoe.errors import UserError
 
 AUDIO = "<audio>"
 TODAY = datetime(2024, 7, 26)  # what LLaMA 3's template falls back to
+NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _ANSWER = "(answer)"
 
 
@@ -73,11 +75,12 @@ def _render(tokenizer, prompt: str, system: str | None) -> str:
 
 
 def _apply(tokenizer, messages: list[dict], **settings) -> str:
-    """date_string, strftime_now: templates that write today's date get one that stays, so that training and decoding agree.
-    enable_thinking: Qwen3's switch. Templates that do not know a variable ignore it.
+    """date_string and calls of strftime_now: templates that write today's date get one that stays, so that training and decoding
+    agree. enable_thinking: Qwen3's switch. Templates that do not know a variable ignore it.
     """
-    variables = {"enable_thinking": False, "date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
-    return tokenizer.apply_chat_template(messages, tokenize=False, **variables, **settings)
+    variables = {"enable_thinking": False, "date_string": TODAY.strftime("%d %b %Y")}
+    template = NOW.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
+    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **variables, **settings)
 
 
 @functools.lru_cache(maxsize=16)
