@@ -160,6 +160,7 @@ def test_local_folders_come_first_and_wrong_names_are_named(packages, tmp_path, 
     assert fetch.find_model(folder) == folder and fetch.find_model(str(folder), kind="llm") == folder
     with pytest.raises(UserError, match="tiny is not of the kind llm but encoder"):
         fetch.find_model("tiny", kind="llm")
+    assert fetch.on_disk("tiny", "encoder") is None and fetch.on_disk(folder, "llm") == folder  # asked, not fetched
     for name in ("", "/no/such/folder", "./mine", "a/b/c"):
         with pytest.raises(UserError, match="no such folder or file"):
             fetch.find_model(name)
@@ -192,8 +193,12 @@ def test_hub_ids_come_from_its_cache_or_fail_within_seconds(packages, tmp_path, 
     (refs / "main").write_text("abc")
     with pytest.raises(UserError):  # an interrupted download: no weights yet
         fetch.find_model("someone/tiny", kind="encoder")
+    assert fetch.on_disk("someone/tiny", "encoder") is None and fetch.on_disk("a/b/c", "encoder") is None
+    for weights in ("model.pth.tar", "model.safetensors"):  # FireRedASR's, and everybody's
+        (snapshot / weights).write_bytes(b"")
+        assert fetch.find_model("someone/tiny", kind="encoder") == fetch.on_disk("someone/tiny", "encoder") == snapshot
+        (snapshot / weights).unlink()
     (snapshot / "model.safetensors").write_bytes(b"")
-    assert fetch.find_model("someone/tiny", kind="encoder") == snapshot
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
     with pytest.raises(UserError):  # one of its shards is not there yet
         fetch.find_model("someone/tiny", kind="encoder")
@@ -202,6 +207,7 @@ def test_hub_ids_come_from_its_cache_or_fail_within_seconds(packages, tmp_path, 
 def test_verb_prints_names_and_paths(packages, tmp_path, capsys):
     assert verb.main(["tiny", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [f"tiny\t{tmp_path}/cache/models/tiny", f"{tmp_path}\t{tmp_path}"]
+    assert fetch.on_disk("tiny", "encoder") == tmp_path / "cache/models/tiny"
     assert verb.main(["--list"]) == 0
     assert capsys.readouterr().out == "tiny\tencoder\tMIT\ta test\n"
     config = tmp_path / "train.yaml"
@@ -278,7 +284,7 @@ def test_truncated_weights_have_no_fingerprint(packages, tmp_path):
         fetch.fingerprint(tmp_path / "m")
 
 
-def test_gguf_becomes_a_folder_that_transformers_loads(packages, tmp_path):
+def test_gguf_becomes_a_folder_that_transformers_loads(packages, tmp_path, capfd):
     """A random llama of two layers, written as GGUF: the unpacked folder gives back its weights and its tokenizer."""
     torch, transformers, gguf = (pytest.importorskip(name) for name in ("torch", "transformers", "gguf"))
     config = transformers.LlamaConfig(
@@ -299,6 +305,7 @@ def test_gguf_becomes_a_folder_that_transformers_loads(packages, tmp_path):
     }
     write_catalog({"tiny-chat": entry(kind="llm", gguf="tiny.gguf", files=files)})
     path = fetch.find_model("tiny-chat", kind="llm")
+    assert "GGUF tensors" not in capfd.readouterr().err  # no progress bar of transformers in a log
     assert not list(path.glob("*.gguf")) and json.loads((path / "SOURCE.json").read_text())["made_with"]["torch"] == torch.__version__
     loaded = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     ids = torch.arange(5)[None] + 10
