@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Iterable, Sequence
 
@@ -263,11 +262,11 @@ def details(title: str, speakers: Sequence[Speaker], tables: Tables) -> bytes:
     for name, value in (("Ref. words   ", words), ("Hyp. words   ", c + s + i), ("Aligned words", words + i)):
         lines.append(f"{name}             =           ({value:4d})")
     text = ("\n".join(lines) + "\n\n").encode("latin-1")
-    substituted: Counter = Counter()
-    recognised: Counter = Counter()
+    substituted: dict[bytes, int] = {}
+    recognised: dict[bytes, int] = {}
     for (ref, hyp), count in tables.confusions.items():
-        substituted[ref] += count
-        recognised[hyp] += count
+        substituted[ref] = substituted.get(ref, 0) + count
+        recognised[hyp] = recognised.get(hyp, 0) + count
     pairs = {b"%s ==> %s" % pair: count for pair, count in tables.confusions.items()}
     text += _table("CONFUSION PAIRS", pairs) + b"\n\n"
     text += _table("INSERTIONS", tables.insertions) + b"\n\n"
