@@ -80,26 +80,32 @@ class ConformerEncoder(Conformer):
 
     @classmethod
     def frontend(cls, model: str) -> KaldiFbank:
-        """The same for every checkpoint: what a checkpoint normalises by stays inside the encoder."""
-        return KaldiFbank()
+        """What a checkpoint normalises by stays inside the encoder. A recipe's own encoder need not have been made yet."""
+        local = Path(model).expanduser()
+        return KaldiFbank(_read(local)[0]["feat_dim"] if local.exists() else 80)
 
     @classmethod
     def from_pretrained(cls, model: str, **conf) -> "ConformerEncoder":
         """model: FireRedASR-AED's folder (model.pth.tar and cmvn.ark), or one that `save_conformer` has written."""
-        path = find_model(model, kind="encoder")
-        if (path / "model.pth.tar").is_file():
-            firered = read_firered(path)
-            sizes = firered.sizes
-            tensors = firered.tensors | {"cmvn_mean": firered.cmvn_mean, "cmvn_istd": firered.cmvn_istd}
-        else:
-            sizes, tensors = load_conformer(path)
+        sizes, tensors = _read(find_model(model, kind="encoder"))
         with torch.device("meta"):
             encoder = cls(sizes, model=model, **conf)
+        dtype = resolve_dtype(encoder.dtype)
+        if dtype == torch.float32:  # else the weights would go on living in the file
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         encoder.load_state_dict(tensors, assign=True)
         encoder.fingerprint = fingerprint(tensors)
-        encoder = encoder.requires_grad_(False).eval().to(resolve_dtype(encoder.dtype))
+        encoder = encoder.requires_grad_(False).eval().to(dtype)
         encoder.cmvn_mean, encoder.cmvn_istd = tensors["cmvn_mean"].float(), tensors["cmvn_istd"].float()
         return encoder
+
+
+def _read(path: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Sizes and float32 tensors of either form of folder."""
+    if (path / "model.pth.tar").is_file():
+        firered = read_firered(path)
+        return firered.sizes, firered.tensors | {"cmvn_mean": firered.cmvn_mean, "cmvn_istd": firered.cmvn_istd}
+    return load_conformer(path)
 
 
 def save_conformer(folder: str | Path, encoder: Conformer, about: dict) -> None:
