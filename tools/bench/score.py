@@ -5,9 +5,9 @@
 What is not installed is left out. The commands take turns; the median of each counts, and of the ratios within a turn. Of more
 than 100,000 utterances ours alone is run, once.
 
-Seen on a virtual machine with two cores (AMD EPYC): sclite took 5.3 to 5.5 times as long as ours, jiwer's script 1.01 to 1.13
-times, while a third process ran now and then; 5.0 and 0.9 times with both cores taken (load 6.7), where two processes gain
-little. A million utterances: 23 s at such a load (27 s of processor time), 1.6 GB in both processes together.
+Seen on a virtual machine with two cores (AMD EPYC) and other work beside it: at a load of about 3 sclite took 5.3 to 5.5 times as
+long as ours and jiwer's script 1.01 to 1.13 times (best of seven, four times); at a load of 6.7, where two processes gain little,
+5.0 and 0.9 times (medians of 15). A million utterances: 23 s at such a load (27 s of processor time), 1.6 GB in all.
 """
 
 from __future__ import annotations
