@@ -325,6 +325,9 @@ def test_files_that_are_not_there(hub, tmp_path):
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="preprocessor_config.json"):
         hubert.frontend(str(folder))
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match="no safetensors weights that can be read"):
+        hubert.from_pretrained(str(folder))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="no safetensors weights.*save_pretrained"):
         hubert.from_pretrained(str(folder))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import torch.nn.functional as nnf
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -75,10 +76,10 @@ class HubEncoder(nn.Module, ABC):
                     output_loading_info=True,
                 )
             sha256 = fingerprint(path)
-        except OSError as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
-                f"encoder_conf.model: {path} has no safetensors weights ({str(error).splitlines()[0]}); pickled ones "
-                "(pytorch_model.bin) are not read: save the model with transformers' save_pretrained first"
+                f"encoder_conf.model: {path} has no safetensors weights that can be read ({error}); pickled ones "
+                "(pytorch_model.bin) never are: save the model with transformers' save_pretrained first"
             ) from None
         if wrong := sorted(report["missing_keys"]) + sorted(str(key) for key, *_ in report["mismatched_keys"]):
             raise UserError(f"encoder_conf.model: {path} lacks the weights {wrong[0]} ({len(wrong)} in all); copy it again")
