@@ -16,7 +16,8 @@ declare -A at
 while [ $# -gt 0 ]; do
   case $1 in
     --print-name) at[print]=1; shift ;;
-    *) at[${1#--}]=$2; shift 2 ;;
+    --*) at[${1#--}]=$2; shift 2 ;;
+    *) shift ;;
   esac
 done
 if [ "$verb" = "$FAKE_FAIL" ] && [ -z "${at[print]}" ]; then
@@ -29,7 +30,10 @@ if [ "$verb" = "$FAKE_HANG" ] && [ -z "${at[print]}" ]; then
 fi
 out=${at[out]}
 case $verb in
-  fetch) printf 'whisper-tiny.en\t/models/encoder\nSmolLM2-135M-Instruct\t/models/llm\n' ;;
+  fetch)
+    local_encoder=${at[encoder-conf.model]:-$(awk '/ model: exp\// { print $2; exit }' "${at[config]:-/dev/null}")}
+    printf '%s\t%s\n' "${local_encoder:-whisper-tiny.en}" "${local_encoder:-/models/encoder}" SmolLM2-135M-Instruct /models/llm
+    ;;
   dump)
     name=$(basename "${at[config]}" .yaml)
     [ -z "${at[print]}" ] || { echo "${name#train_}_feats"; exit; }
@@ -38,6 +42,7 @@ case $verb in
     if [ "${at[job]}" = 0 ]; then echo > "$out/feats.scp"; else echo > "$out/feats.${at[job]}.ark"; fi
     ;;
   prepare_text) [ -f "${at[feats]}/feats.scp" ] && echo > "$out" ;;
+  pretrain) mkdir -p "$out" && [ -f "${at[train]}" ] && [ -f "${at[dev]}" ] && echo > "$out/config.json" ;;
   prepare_model)
     [ "${at[dry-run]}" != true ] || exec echo "a table"
     echo table > "${at[exp]}/model_info.txt" ;;
@@ -46,7 +51,7 @@ case $verb in
     mkdir -p "$out" && echo > "$out/hyp.trn"
     echo '{"decode_conf": {"unit": "word", "normalizer": "english"}}' > "$out/decode.json"
     ;;
-  whisper) mkdir -p "$out" && echo > "$out/hyp.trn" ;;
+  whisper | ctc) mkdir -p "$out" && echo > "$out/hyp.trn" ;;
   score) printf '%s\n' ",--." "| SPKR    | # Snt # Wrd | Corr    Sub |" "| a       |    1     2 | 98.0    1.0 |" \
     "| Sum/Avg |    1     2 | 98.0    1.0 |" "| SPKR    | raw |" "| Sum     |  2 |" > "$out/result.txt" ;;
   results) echo table > "$out" ;;

@@ -221,6 +221,71 @@ def test_a_dry_run_prints_the_table_and_touches_nothing(recipe):
     assert call == "prepare_model --config conf/train_whisper.yaml --preset W7B --variant paper --decode-conf.beam 4 --dry-run true"
 
 
+def pretrainable(recipe) -> None:
+    """Gives the recipe a Conformer of its own."""
+    conf = recipe.folder / "conf"
+    (conf / "train_conformer.yaml").write_text("encoder: conformer\nencoder_conf:\n  model: exp/small_ctc  # stage 3 makes it\n")
+    (conf / "pretrain_conformer.yaml").write_text("teacher: whisper-tiny.en  # the ears\n")
+
+
+def test_an_encoder_of_the_recipe_s_own_is_made_by_stage_3_and_scored_by_its_ctc(recipe):
+    pretrainable(recipe)
+    status, out, err = recipe.run("--encoder", "conformer", "--stage", "3")
+    assert status == 0, err
+    assert stages(err)[0] == 3 and sorted(stages(err)) == [-1, 0, 1, 2, 3, 4, 5]
+    calls = recipe.calls()
+    data = "--train dump/conformer_feats/train/data.jsonl --dev dump/conformer_feats/dev/data.jsonl"
+    (pretrain,) = [line for line in calls if line.startswith("pretrain ")]
+    assert pretrain == f"pretrain --config conf/pretrain_conformer.yaml {data} --out exp/small_ctc --ngpu 0"
+    verbs = [line.split()[0] for line in calls]
+    assert max(index for index, verb in enumerate(verbs) if verb == "prepare_text") < verbs.index("pretrain") < verbs.index("prepare_model")
+    assert "fetch whisper-tiny.en" in calls and "whisper" not in verbs
+    (own,) = [line for line in calls if line.startswith("ctc ")]
+    test = "--data dump/conformer_feats/test/data.jsonl --out exp/own_small_ctc/decode_test"
+    assert own == f"ctc --model exp/small_ctc {test} --ngpu 0"
+    assert any(line.startswith("results ") and "--own exp/own_small_ctc" in line for line in calls)
+    assert out.count("| Sum/Avg |") == 2 and "exp/own_small_ctc/decode_test/result.txt" in out
+    assert (recipe.folder / "exp/small_ctc/log/pretrain.log").exists()
+
+    shutil.rmtree(recipe.folder / "exp/small_ctc")
+    for stage in ("train", "decode"):
+        status, _, err = recipe.run("--encoder", "conformer", "--stage", stage, "--backfill", "false")
+        assert status == 1 and "exp/small_ctc/config.json is missing; make it with: ./run.sh --stage model" in err
+    recipe.calls()
+    status, _, err = recipe.run("--encoder", "conformer", "--stage", "5")
+    assert status == 0 and stages(err) == [5, 3] and recipe.verbs()[:3] == ["pretrain", "prepare_model", "decode"]
+
+
+def test_a_given_encoder_is_neither_made_nor_scored_by_ctc(recipe):
+    pretrainable(recipe)
+    (recipe.folder / "conf/pretrain_conformer.yaml").unlink()  # nobody asks for it
+    status, out, err = recipe.run("--encoder", "conformer", "--encoder-model", "/models/firered")
+    assert status == 0, err
+    verbs = recipe.verbs()
+    assert "prepare_model" in verbs and not {"pretrain", "ctc", "whisper"} & set(verbs) and out.count("Sum/Avg") == 1
+    assert not list(recipe.folder.glob("exp/own*"))
+
+
+def test_an_encoder_that_no_configuration_makes_is_an_error_before_any_work(recipe):
+    pretrainable(recipe)
+    (recipe.folder / "conf/pretrain_conformer.yaml").unlink()
+    status, _, err = recipe.run("--encoder", "conformer")
+    message = "exp/small_ctc: a model under exp/ is made by stage 3 from conf/pretrain_conformer.yaml, which is missing"
+    assert status == 1 and message in err and stages(err) == [] and recipe.verbs() == []
+
+
+def test_a_configuration_elsewhere_and_no_teacher(recipe):
+    """The encoder's role in the file says what makes it, not --encoder, which is then not given."""
+    pretrainable(recipe)
+    (recipe.folder / "conf/train_conformer.yaml").rename(recipe.folder / "mine.yaml")
+    (recipe.folder / "conf/pretrain_conformer.yaml").write_text('teacher: ""  # CTC alone\n')
+    status, _, err = recipe.run("--train-config", "mine.yaml", "--stage", "1", "--stop-stage", "3", "--own-score", "false")
+    assert status == 0, err
+    calls = recipe.calls()
+    assert [line for line in calls if line.startswith("fetch")] == ["fetch --config mine.yaml"]
+    assert any(line.startswith("pretrain --config conf/pretrain_conformer.yaml ") for line in calls)
+
+
 def test_tag_decode_config_and_test_sets(recipe):
     status, _, err = recipe.run("--tag", "try2", "--decode-config", "conf/decode_beam.yaml", "--test-sets", "test other")
     assert status == 0, err
