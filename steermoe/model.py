@@ -28,6 +28,8 @@ class SteerMoE(nn.Module):
     def __init__(self, encoder: nn.Module, steering: nn.Module, projector: nn.Module, llm: nn.Module):
         super().__init__()
         self.encoder, self.steering, self.projector, self.llm = encoder, steering, projector, llm
+        if hasattr(projector, "attach"):
+            projector.attach(llm)
 
     @classmethod
     def from_config(cls, config: Config, device: str | torch.device = "cpu") -> "SteerMoE":
@@ -46,23 +48,30 @@ class SteerMoE(nn.Module):
         self.llm.eval()
         return self
 
-    def listen(self, feats_bfm: Tensor, feat_lens_b: Tensor) -> tuple[Tensor, Tensor]:
-        """P_audio: equations 1 to 3 in every layer, pooling, projection. -> (B, U, H) in the LLM's dtype, audio_lens_b (B,)."""
-        hidden_btd, lens_b = self.encoder(feats_bfm, feat_lens_b, self.steering)
-        audio_buh, audio_lens_b = self.projector(hidden_btd, lens_b, self.encoder.final_norm)
-        return audio_buh.to(self.llm.llm.dtype), audio_lens_b
+    def hear(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Equations 1 to 3 in every layer. -> hidden_btd, frame_lens_b of the steered encoder."""
+        return self.encoder(batch.feats_bfm, batch.feat_lens_b, self.steering)
 
-    def soft_prompt(self, batch: Batch, left_pad: bool = False) -> tuple[Tensor, Merged]:
-        """Equation 4: E_input = [P_audio ; E_text], in the order of the prompt template. -> vectors (B, Q, H), their layout."""
-        audio_buh, audio_lens_b = self.listen(batch.feats_bfm, batch.feat_lens_b)
+    def listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """P_audio: the steered encoder, pooling, projection. -> (B, U, H), audio_lens_b (B,)."""
+        return self.projector(*self.hear(batch), self.encoder.final_norm)
+
+    def soft_prompt(
+        self, batch: Batch, left_pad: bool = False, audio: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Merged]:
+        """Equation 4: E_input = [P_audio ; E_text], in the order of the prompt template. -> vectors (B, Q, H), their layout.
+
+        audio: what `listen` returns, or any other vectors (B, U, H) and lengths (B,) in their place.
+        """
+        audio_buh, audio_lens_b = self.listen(batch) if audio is None else audio
         layout = merge_layout(
             batch.text_ids_bs, batch.text_lens_b, audio_lens_b, batch.audio_at_b, batch.answer_at_b, left_pad
         )
-        return merge_vectors(self.llm.embed(batch.text_ids_bs), audio_buh, layout), layout
+        return merge_vectors(self.llm.embed(batch.text_ids_bs), audio_buh.to(self.llm.llm.dtype), layout), layout
 
-    def forward(self, batch: Batch) -> Predictions:
+    def forward(self, batch: Batch, audio: tuple[Tensor, Tensor] | None = None) -> Predictions:
         """Everything that equation 5 needs: the LLM's logits where the next token is part of the answer, and that token."""
-        vectors_bqh, layout = self.soft_prompt(batch)
+        vectors_bqh, layout = self.soft_prompt(batch, audio=audio)
         hidden_bqh = self.llm.hidden(vectors_bqh, layout.mask_bq, layout.positions_bq)
         next_bq = layout.labels_bq[:, 1:]
         is_target_bq = next_bq != IGNORE

@@ -31,7 +31,7 @@ def test_loss_equals_the_llms_own_on_the_same_vectors(tiny_model, data):
     example = data[0]
     template = tiny_model.llm.template("hear: ")
     answer = [*tiny_model.llm.encode(example.text), template.end_id]
-    audio, lens = tiny_model.listen(example.feats_fm[None], torch.tensor([len(example.feats_fm)]))
+    audio, lens = tiny_model.listen(Collator(tiny_model.llm, "hear: ")([example]))
     embed = tiny_model.llm.embed
     parts = [embed(torch.tensor(template.prefix_ids)), audio[0], embed(torch.tensor(template.suffix_ids + answer))]
     labels = torch.full((1, sum(map(len, parts))), -100)
