@@ -61,6 +61,7 @@ class TrainConf:
 class DecodeConf:
     beam: int = 1  # 1: greedy
     length_penalty: float = 1.0  # beam search: score / length ** penalty
+    ctc_weight: float = 0.0  # with the projector `token`: 0 the LLM alone, 1 CTC alone, between them joint beam search
     batch_frames: int = 24000
     max_batch: int = 32
     max_tokens: int = 448
@@ -186,6 +187,8 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
     for key, least in (("beam", 1), ("max_tokens", 1), ("max_batch", 1), ("max_repeats", 0)):
         if getattr(config.decode_conf, key) < least:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
+    if not 0 <= config.decode_conf.ctc_weight <= 1:
+        raise UserError(f"{where}: decode_conf.ctc_weight: {config.decode_conf.ctc_weight} is not from 0 to 1")
     return config
 
 

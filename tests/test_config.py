@@ -57,6 +57,7 @@ def test_overrides_on_the_command_line(word, value, read):
         ("{llm: 'steermoe.llms.causal:CausalLM', llm_conf: {chat: false}}", "llm_conf.model is missing"),
         ("a: b: c", ":1: not YAML"),
         ("- 1", "list of `key: value`"),
+        ("decode_conf: {ctc_weight: 1.5}", "ctc_weight: 1.5 is not from 0 to 1"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
@@ -111,4 +112,4 @@ def test_the_list_of_keys_is_deliberate():
     assert sorted(key.partition(".")[2] for key in keys if key.startswith("train_conf")) == [
         "accum_grad", "batch_frames", "grad_clip", "max_batch", "max_steps", "num_threads", "patience", "save_steps", "seed", "valid_steps",
     ]  # fmt: skip
-    assert len(keys) == 39
+    assert len(keys) == 40

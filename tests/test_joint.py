@@ -113,6 +113,21 @@ def test_silence_for_the_ctc_is_an_empty_prompt_that_can_be_decoded(config, mode
     assert len(decode_batch(model, batch, [0.8, 1.23], config.decode_conf)) == 2
 
 
+@pytest.mark.parametrize("weight", [0.4, 1.0])
+def test_decoding_with_ctc(config, model, data, weight):
+    config.decode_conf.ctc_weight, config.decode_conf.beam = weight, 3
+    batch = Collator(model.llm, "hear: ", answers=False)([data[0], data[1]])
+    heard = model.projector.scores(model.projector.frames(*model.hear(batch), model.encoder.final_norm)[0]).argmax(-1) - 1
+    for row, found in enumerate(decode_batch(model, batch, [0.8, 1.23], config.decode_conf)):
+        assert weight < 1 or set(found.tokens) <= set(heard[row].tolist())
+
+
+def test_an_adapter_without_ctc_says_so(tiny_config, tiny_model, data):
+    tiny_config.decode_conf.ctc_weight = 0.5
+    with pytest.raises(UserError, match="ctc_weight.*projector: token"):
+        decode_batch(tiny_model, Collator(tiny_model.llm, "hear: ", answers=False)([data[0]]), [0.8], tiny_config.decode_conf)
+
+
 def test_errors(tiny_model, model, data):
     with pytest.raises(UserError, match="projector: token"):
         Joint()(tiny_model, collate(tiny_model, data, [0]))

@@ -11,7 +11,9 @@ from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.data.sampler import sorted_batches
 from steermoe.decode.hypotheses import Journal
+from steermoe.decode.joint import candidates, ctc_reading, joint_search
 from steermoe.decode.search import Hypothesis, beam_search, greedy_search
+from steermoe.errors import UserError
 from steermoe.model import SteerMoE
 
 
@@ -24,10 +26,19 @@ def answer_limit(seconds: float, conf: DecodeConf) -> int:
 
 @torch.inference_mode()
 def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf) -> list[Hypothesis]:
-    """batch: collated without answers. seconds: each utterance's audio."""
-    vectors_bqh, layout = model.soft_prompt(batch, left_pad=True)
-    search = greedy_search if conf.beam == 1 else beam_search
-    return search(model.llm, vectors_bqh, layout, [answer_limit(s, conf) for s in seconds], conf)
+    """batch: collated without answers. seconds: each utterance's audio. UserError if CTC is asked for and the projector has none."""
+    limits = [answer_limit(s, conf) for s in seconds]
+    if not conf.ctc_weight:
+        search = greedy_search if conf.beam == 1 else beam_search
+        return search(model.llm, *model.soft_prompt(batch, left_pad=True), limits, conf)
+    if not hasattr(model.projector, "scores"):
+        raise UserError("decode_conf.ctc_weight: this adapter has no CTC; it needs `projector: token`, and ctc_weight 0 decodes without")
+    frames_buh, lens_b = model.projector.frames(*model.hear(batch), model.encoder.final_norm)
+    scores_buv = model.projector.scores(frames_buh)
+    if conf.ctc_weight == 1:
+        return [Hypothesis(tokens, 0.0, "end") for tokens in ctc_reading(scores_buv, lens_b)]
+    prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buv, lens_b))
+    return joint_search(model.llm, *prompt, candidates(scores_buv, lens_b), limits, conf)
 
 
 def decode_dataset(model: SteerMoE, data: AudioTextDataset, prompt: str, conf: DecodeConf, journal: Journal) -> None:
