@@ -13,7 +13,7 @@ from steermoe.config import Config
 from steermoe.data.features import SAMPLE_RATE
 from steermoe.dtypes import resolve_dtype
 from steermoe.errors import UserError
-from steermoe.fetch import on_disk
+from steermoe.fetch import MADE_HERE, on_disk
 from steermoe.model import SteerMoE
 from steermoe.registry import nearest, resolve
 
@@ -23,6 +23,8 @@ SIZES = Path(__file__).with_name("sizes.yaml")
 def known_sizes(model: str) -> dict[str, Any]:
     """An entry of sizes.yaml. UserError names the known models."""
     table = yaml.safe_load(SIZES.read_text(encoding="utf-8"))
+    if model.startswith(MADE_HERE):
+        raise UserError(f"{model}: stage 3 of the recipe makes it and prints the same table then: ./run.sh --stage 3 --stop-stage 3")
     if model not in table:
         raise UserError(f"{model}: not on this disk, and its sizes are not known either{nearest(model, list(table))}; give a folder")
     return table[model]

@@ -72,6 +72,8 @@ def test_models_on_the_disk_tell_their_own_sizes(tiny_config):
 def test_unknown_models_are_named(nowhere):
     with pytest.raises(UserError, match="some/llm: not on this disk, and its sizes are not known"):
         meta_model(load_config(None, ["--llm-conf.model", "some/llm"]))
+    with pytest.raises(UserError, match="exp/ctc: stage 3 of the recipe makes it"):
+        meta_model(config_from_dict({"encoder": "conformer", "encoder_conf": {"model": "exp/ctc"}}))
     with pytest.raises(UserError, match="whisper-tiny.en is no model for encoder 'conformer'"):
         meta_model(config_from_dict({"encoder": "conformer", "encoder_conf": {"model": "whisper-tiny.en"}}))
 
