@@ -155,7 +155,8 @@ def _on_meta(op, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     if op.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten._index_put_impl_):
         masks = [index for index in args[1] if index is not None and index.dtype == torch.bool and not index.is_meta]
         if masks:
-            indices = [place for index in args[1] for place in (index.nonzero().unbind(1) if any(index is m for m in masks) else [index])]
+            used = [index.nonzero().unbind(1) if any(index is mask for mask in masks) else [index] for index in args[1]]
+            indices = [place for places in used for place in places]
             args = (args[0], indices, *args[2:])
     return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
 

@@ -50,8 +50,8 @@ def quantised_linears(llm: nn.Module) -> list[nn.Linear]:
 
 
 def keep_differentiable(llm: nn.Module) -> None:
-    """Call before the first forward. On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in the first forward without gradients
-    into a form that gradients do not pass through, and says nothing.
+    """Call before the first forward. On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in the first forward without
+    gradients into a form that gradients do not pass through, and says nothing.
     """
     for linear in quantised_linears(llm):
         if hasattr(linear, "support_avx512bf16_for_cpu"):
