@@ -404,3 +404,16 @@ def test_utterances_without_an_audio_file_are_known_before_training(data, wav, m
 def test_features_alone_need_no_audio(tmp_path):
     masked = dataset(tiny.make_dataset(tmp_path, [50]), time_masks=1)
     assert masked[0].feats_fm.shape == (50, 80)
+
+
+def test_samples_have_no_bands_to_mask(tmp_path):
+    from steermoe.encoders.wav2vec2 import SampleRows
+
+    class Extractor:
+        do_normalize = False
+
+    path = tiny.make_dataset(tmp_path, [50])
+    frontend = SampleRows(Extractor(), 400)
+    with pytest.raises(UserError, match="freq_masks: samples160 are samples"):
+        AudioTextDataset(path, Augment(AugmentConf(freq_masks=1), 1), frontend)
+    AudioTextDataset(path, Augment(AugmentConf(time_masks=1), 1), frontend)

@@ -46,6 +46,8 @@ class AudioTextDataset:
         for number, entry in enumerate(self.entries, 1):
             if missing := KEYS - entry.keys():
                 raise UserError(f"{path}:{number}: no {sorted(missing)[0]!r}; remove the file and run stage 2 again")
+        if augment is not None and augment.conf.freq_masks and not getattr(frontend, "bands", True):
+            raise UserError(f"augment_conf.freq_masks: {frontend.name} are samples, not bands of frequency; set it to 0")
         if self.waveform:
             for index in range(len(self)):
                 self._wav(index)

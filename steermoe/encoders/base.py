@@ -36,6 +36,7 @@ class Frontend(Protocol):
     name: str  # names the dump folder, so it says everything that changes the features
     frames_per_second: float
     max_frames: int | None  # the longest input that the encoder reads; None: any length
+    bands = True  # whether columns are bands of frequency, which SpecAugment can mask
 
     def __call__(self, samples_n: Tensor) -> Tensor:
         """(N,) float32 in [-1, 1] at 16 kHz -> (F, M) float32."""

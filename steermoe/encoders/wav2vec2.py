@@ -35,6 +35,7 @@ class SampleRows:
 
     frames_per_second = SAMPLE_RATE / HOP
     max_frames = None
+    bands = False
 
     def __init__(self, extractor: Any, min_samples: int):
         """extractor: transformers' Wav2Vec2FeatureExtractor. min_samples: what the first encoder frame reads."""
