@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from steermoe.ctc import find_runs, mean_over_runs
 from steermoe.errors import UserError
 from steermoe.masks import length_mask
+from steermoe.registry import keywords, nearest, resolve
 
 
 def masked_pool(hidden_btd: Tensor, lens_b: Tensor, kernel: int, kind: str = "avg") -> tuple[Tensor, Tensor]:
@@ -67,18 +68,21 @@ class LinearProjector(nn.Module):
 class TokenProjector(nn.Module):
     """A soft prompt that looks like text: one vector a token, near the LLM's own embeddings. Needs an objective with CTC.
 
-    kernel: frames in a pooled frame. hidden: width of a layer between (0: none). candidates: the tokens whose embeddings, weighted
-    by their probabilities, make a frame's vector; frames of one token are averaged and blanks left out.
+    frames, frames_conf: the projector that makes the frames which are scored, `linear` and its keywords. candidates: the tokens
+    whose embeddings, weighted by their probabilities, make a frame's vector; frames of one token are averaged and blanks left out.
     """
 
-    def __init__(self, encoder_dim: int, llm_dim: int, *, kernel: int = 4, hidden: int = 0, candidates: int = 8):
+    def __init__(
+        self, encoder_dim: int, llm_dim: int, *, frames: str = "linear", frames_conf: dict | None = None, candidates: int = 8
+    ):
         super().__init__()
-        for key, value, least in (("kernel", kernel, 1), ("hidden", hidden, 0), ("candidates", candidates, 1)):
-            if value < least:
-                raise UserError(f"projector_conf.{key}: {value}; at least {least} is needed")
-        self.kernel, self.candidates = kernel, candidates
-        layers = [nn.Linear(encoder_dim, hidden), nn.GELU(), nn.Linear(hidden, llm_dim)] if hidden else [nn.Linear(encoder_dim, llm_dim)]
-        self.layers = nn.Sequential(*layers)
+        if candidates < 1:
+            raise UserError(f"projector_conf.candidates: {candidates}; at least 1 is needed")
+        conf = frames_conf or {}
+        if unknown := sorted(conf.keys() - keywords("projector", frames).keys()):
+            raise UserError(f"projector_conf.frames_conf: unknown key {unknown[0]}{nearest(unknown[0], list(keywords('projector', frames)))}")
+        self.candidates = candidates
+        self.frames = resolve("projector", frames)(encoder_dim, llm_dim, **conf)
         self.blank = nn.Parameter(torch.zeros(llm_dim))
         self.blank_bias = nn.Parameter(torch.zeros(()))
 
@@ -88,16 +92,16 @@ class TokenProjector(nn.Module):
         self.__dict__["llm"] = llm
         self.gain = 1.0 if weight_vh.is_meta else float((weight_vh[:4096].float().std() * weight_vh.shape[1] ** 0.5).reciprocal())
 
-    def frames(self, hidden_btd: Tensor, lens_b: Tensor, final_norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """-> projected frames (B, U, H) float32, their lengths (B,)."""
-        pooled_bud, lens_b = masked_pool(final_norm(hidden_btd), lens_b, self.kernel)
-        return self.layers(pooled_bud.to(self.blank.dtype)), lens_b
-
     def scores(self, frames_buh: Tensor) -> Tensor:
         """(B, U, H) -> (B, U, V + 1) in the LLM's dtype, before the softmax: the blank, then every token of the LLM."""
         weight_vh = self.llm.llm.get_input_embeddings().weight
         blank_bu1 = (frames_buh @ self.blank + self.blank_bias)[..., None]
         return torch.cat([blank_bu1.to(weight_vh.dtype), (frames_buh * self.gain).to(weight_vh.dtype) @ weight_vh.T], -1)
+
+    def hear(self, hidden_btd: Tensor, lens_b: Tensor, final_norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """hidden_btd (B, T, D) any float dtype, lens_b (B,) int64 -> scores (B, U, V + 1), their lengths (B,)."""
+        frames_buh, lens_b = self.frames(hidden_btd, lens_b, final_norm)
+        return self.scores(frames_buh), lens_b
 
     def read(self, scores_buv: Tensor, lens_b: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of frames -> P_audio (B, N, H) float32, tokens heard (B,). Differentiable through the probabilities."""
@@ -108,9 +112,8 @@ class TokenProjector(nn.Module):
         return mean_over_runs(vectors_buh, runs), runs.lens_b
 
     def forward(self, hidden_btd: Tensor, lens_b: Tensor, final_norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """hidden_btd (B, T, D) any float dtype, lens_b (B,) -> P_audio (B, N, H) float32, audio_lens_b (B,) int64."""
-        frames_buh, lens_b = self.frames(hidden_btd, lens_b, final_norm)
-        return self.read(self.scores(frames_buh), lens_b)
+        """hidden_btd (B, T, D) any float dtype, lens_b (B,) int64 -> P_audio (B, N, H) float32, audio_lens_b (B,) int64."""
+        return self.read(*self.hear(hidden_btd, lens_b, final_norm))
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         return {"projector": dict(self.named_parameters())}

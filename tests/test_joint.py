@@ -15,7 +15,7 @@ from steermoe.train.objectives import Joint, answers
 
 @pytest.fixture()
 def config(tiny_config):
-    tree = tiny_config.to_dict() | {"projector": "token", "projector_conf": {"kernel": 1}, "objective": "joint", "objective_conf": {}}
+    tree = tiny_config.to_dict() | {"projector": "token", "projector_conf": {"frames_conf": {"kernel": 1}}, "objective": "joint", "objective_conf": {}}
     return config_from_dict(tree)
 
 
@@ -23,7 +23,7 @@ def config(tiny_config):
 def model(config):
     model = SteerMoE.from_config(config).eval()
     with torch.no_grad():  # scores far enough apart for a reading of its own in every utterance
-        model.projector.layers[0].weight.mul_(20)
+        model.projector.frames.linear.weight.mul_(20)
     return model
 
 
@@ -117,7 +117,7 @@ def test_silence_for_the_ctc_is_an_empty_prompt_that_can_be_decoded(config, mode
 def test_decoding_with_ctc(config, model, data, weight):
     config.decode_conf.ctc_weight, config.decode_conf.beam = weight, 3
     batch = Collator(model.llm, "hear: ", answers=False)([data[0], data[1]])
-    heard = model.projector.scores(model.projector.frames(*model.hear(batch), model.encoder.final_norm)[0]).argmax(-1) - 1
+    heard = model.projector.hear(*model.hear(batch), model.encoder.final_norm)[0].argmax(-1) - 1
     for row, found in enumerate(decode_batch(model, batch, [0.8, 1.23], config.decode_conf)):
         assert weight < 1 or set(found.tokens) <= set(heard[row].tolist())
 
@@ -137,8 +137,16 @@ def test_errors(tiny_model, model, data):
         Joint(ctc=-1)
 
 
-@pytest.mark.parametrize("key, value", [("kernel", 0), ("hidden", -1), ("candidates", 0)])
-def test_projector_values_out_of_range(config, key, value):
-    config.projector_conf[key] = value
-    with pytest.raises(UserError, match=f"projector_conf.{key}"):
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"candidates": 0}, "projector_conf.candidates"),
+        ({"frames": "linar"}, "did you mean 'linear'"),
+        ({"frames_conf": {"kernle": 2}}, "unknown key kernle .did you mean 'kernel'"),
+        ({"frames_conf": {"kernel": 0}}, "kernel: 0"),
+    ],
+)
+def test_projector_values_out_of_range(config, conf, message):
+    config.projector_conf |= conf
+    with pytest.raises(UserError, match=message):
         SteerMoE.from_config(config)

@@ -31,10 +31,9 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf)
     if not conf.ctc_weight:
         search = greedy_search if conf.beam == 1 else beam_search
         return search(model.llm, *model.soft_prompt(batch, left_pad=True), limits, conf)
-    if not hasattr(model.projector, "scores"):
+    if not hasattr(model.projector, "hear"):
         raise UserError("decode_conf.ctc_weight: this adapter has no CTC; it needs `projector: token`, and ctc_weight 0 decodes without")
-    frames_buh, lens_b = model.projector.frames(*model.hear(batch), model.encoder.final_norm)
-    scores_buv = model.projector.scores(frames_buh)
+    scores_buv, lens_b = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
     if conf.ctc_weight == 1:
         return [Hypothesis(tokens, 0.0, "end") for tokens in ctc_reading(scores_buv, lens_b)]
     prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buv, lens_b))

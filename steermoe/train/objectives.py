@@ -54,10 +54,9 @@ class Joint:
 
     def __call__(self, model: SteerMoE, batch: Batch, step: int | None = None) -> Loss:
         """Units are answer tokens, the end token among them."""
-        if not hasattr(model.projector, "scores"):
+        if not hasattr(model.projector, "hear"):
             raise UserError("objective joint: CTC needs scores of tokens; set `projector: token`")
-        frames_buh, lens_b = model.projector.frames(*model.hear(batch), model.encoder.final_norm)
-        scores_buv = model.projector.scores(frames_buh)
+        scores_buv, lens_b = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
         targets_by, target_lens_b = answers(batch)
         ctc = ctc_loss(scores_buv, lens_b, targets_by, target_lens_b)
         units = int(target_lens_b.sum()) + len(target_lens_b)
