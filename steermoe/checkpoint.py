@@ -61,9 +61,9 @@ def read_metadata(path: Path) -> tuple[Config, dict]:
 
 def beside(adapter: Path, model: str) -> str:
     """Where an encoder is that a recipe has made itself: exp/NAME, as seen from the recipe's folder, which the adapter is in."""
-    if model.startswith(MADE_HERE) and not Path(model).exists():
-        return next((str(folder / model) for folder in adapter.resolve().parents if (folder / model).exists()), model)
-    return model
+    if not model.startswith(MADE_HERE):
+        return model
+    return next((str(folder / model) for folder in adapter.absolute().parents if (folder / model).exists()), model)
 
 
 def load_model(

@@ -1,12 +1,16 @@
 """Adapter files: small, self-describing, bound to their frozen models."""
 
+import shutil
+
 import pytest
 import safetensors.torch
 import torch
 
 import tiny
 from steermoe.checkpoint import find_adapter, load_model, read_metadata, save_adapter
+from steermoe.encoders.conformer import Conformer, save_conformer
 from steermoe.errors import UserError
+from steermoe.model import SteerMoE
 
 
 @pytest.fixture()
@@ -47,6 +51,30 @@ def test_another_base_is_refused(saved, tmp_path, role):
 def test_the_same_base_in_another_place_is_taken(saved, tmp_path):
     tiny.make_whisper(tmp_path / "moved")
     load_model(saved, encoder_model=str(tmp_path / "moved"))
+
+
+def test_an_encoder_that_the_recipe_made_is_found_from_anywhere(tiny_config, tmp_path, monkeypatch):
+    """It is named exp/NAME, as seen from the recipe's folder; a folder of that name elsewhere is another one."""
+    recipe, elsewhere = tmp_path / "mini", tmp_path / "elsewhere"
+    torch.manual_seed(5)
+    for folder in (elsewhere, recipe):
+        save_conformer(folder / "exp/small_ctc", Conformer(16, 2, 2, kernel=5), {})
+    monkeypatch.chdir(recipe)
+    tiny_config.encoder, tiny_config.encoder_conf = "conformer", {"model": "exp/small_ctc", "dtype": "float32"}
+    model = SteerMoE.from_config(tiny_config)
+    adapter = recipe / "exp/conformer/package/adapter.safetensors"
+    save_adapter(adapter, model, tiny_config, 1, {})
+    assert load_model("exp/conformer/package")[0].encoder.fingerprint == model.encoder.fingerprint
+    monkeypatch.chdir(elsewhere)
+    for place in (adapter, "../mini/exp/conformer/package"):
+        assert load_model(place)[0].encoder.fingerprint == model.encoder.fingerprint
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(adapter, tmp_path / "alone.safetensors")
+    with pytest.raises(UserError, match="exp/small_ctc: not made yet, or not in this folder"):
+        load_model("alone.safetensors")
+    load_model("alone.safetensors", encoder_model="mini/exp/small_ctc")
+    with pytest.raises(UserError, match="another encoder"):
+        load_model("alone.safetensors", encoder_model="elsewhere/exp/small_ctc")
 
 
 def test_a_truncated_file_is_named(saved):

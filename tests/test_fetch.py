@@ -218,6 +218,21 @@ def test_verb_prints_names_and_paths(packages, tmp_path, capsys):
         verb.main([])
 
 
+def test_an_encoder_that_stage_3_makes_is_named_not_fetched(packages, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fetch, "_from_hub", lambda *names: pytest.fail("asked the hub for what a recipe makes"))
+    config = tmp_path / "train.yaml"
+    config.write_text(f"encoder_conf: {{model: exp/small_ctc}}\nllm_conf: {{model: {tmp_path}}}\n")
+    for words, name in (((), "exp/small_ctc"), (("--encoder-conf.model", "exp/other"), "exp/other")):
+        assert verb.main(["--config", str(config), *words]) == 0
+        assert capsys.readouterr().out.splitlines() == [f"{name}\t{name}", f"{tmp_path}\t{tmp_path}"]
+    monkeypatch.chdir(tmp_path)
+    for wanted in (lambda: fetch.find_model("exp/small_ctc", kind="encoder"), lambda: verb.main(["exp/small_ctc"])):
+        with pytest.raises(UserError, match="exp/small_ctc: not made yet, or not in this folder.*--stage 3"):
+            wanted()
+    (tmp_path / "exp/small_ctc").mkdir(parents=True)
+    assert fetch.find_model("exp/small_ctc", kind="encoder") == Path("exp/small_ctc")
+
+
 def test_catalog_is_well_formed():
     for name, model in yaml.safe_load((Path(fetch.__file__).with_name("models.yaml")).read_text()).items():
         assert model["kind"] in ("encoder", "llm", "vocabulary") and model["licence"] and model["about"], name

@@ -267,6 +267,45 @@ def test_an_edited_decode_conf_is_taken_up(recipe):
     steermoe(*TRAIN, cwd=recipe)
 
 
+def test_an_encoder_that_has_been_made_anew_is_noticed(tiny_bases, tmp_path, monkeypatch, capsys):
+    """exp/NAME of stage 3: its new weights are in model_info.txt, and an adapter of the old ones is not taken for finished."""
+    torch = pytest.importorskip("torch")
+    import tones
+    from steermoe.bin import prepare_model, train
+    from steermoe.encoders.conformer import Conformer, ConformerEncoder, save_conformer
+    from steermoe.errors import UserError
+
+    def make_encoder(seed):
+        torch.manual_seed(seed)
+        save_conformer("exp/small_ctc", Conformer(16, 1, 2, kernel=5), {})
+        Path("exp/small_ctc/.pretrain.done").write_text("the same settings and data each time")
+        return ConformerEncoder.from_pretrained("exp/small_ctc").fingerprint
+
+    def run(verb, *words):
+        verb.main(["--config", "train.yaml", *words, "--exp", "exp/conformer"])
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)  # would outlive this test
+    data = ("--train", str(tones.make_corpus(tmp_path, "train", 2)), "--dev", str(tones.make_corpus(tmp_path, "dev", 1)))
+    config = {
+        "encoder": "conformer",
+        "encoder_conf": {"model": "exp/small_ctc", "dtype": "float32"},
+        "llm_conf": {"model": str(tiny_bases / "llm"), "dtype": "float32"},
+        "train_conf": {"max_steps": 1},
+    }
+    Path("train.yaml").write_text(yaml.safe_dump(config))
+    old = make_encoder(1)
+    assert old in run(prepare_model)
+    run(train, *data)
+    assert "up to date" in run(train, *data)
+    new = make_encoder(2)
+    assert new in run(prepare_model) and new in Path("exp/conformer/model_info.txt").read_text()
+    with pytest.raises(UserError, match="trained with other weights of encoder"):
+        run(train, *data)
+    assert make_encoder(1) == old and "up to date" in run(train, *data)
+
+
 def test_overrides_may_stand_before_the_files(recipe):
     done = steermoe("transcribe", "--model", "exp", "--decode-conf.beam", 2, "data/a-1.flac", cwd=recipe)
     assert done.stdout.startswith("data/a-1.flac\t")

@@ -22,7 +22,7 @@ def make_corpus(folder: Path, name: str, count: int, seed: int = 0) -> Path:
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     with ArkWriter(folder / f"{name}.ark", 0) as writer:
         for index in range(count):
-            utt = f"spk{index % 2}-{name}{index:03d}"
+            utt = f"spk{2 * index // count}-{name}{index:03d}"
             words = rng.choice(list(HERTZ), rng.integers(1, 5)).tolist()
             wav = folder / "wav" / f"{utt}.wav"
             soundfile.write(wav, say(words, rng), 16000)
