@@ -1,4 +1,5 @@
-"""Scoring, timed as whole commands on the same files: ours, sclite with the same reports, a script with jiwer's counts only.
+"""Scoring, timed as whole commands on the same files: ours and sclite with the same reports; for counts only, a script of three
+lines with our library and one with jiwer.
 
     python tools/bench/score.py [UTTERANCES]        (10,000)
 
@@ -35,6 +36,10 @@ def read(name):
 refs, hyps = read("ref.trn"), read("hyp.trn")
 print(jiwer.wer(list(refs.values()), [hyps[utt] for utt in refs]))
 """
+COUNTS = """
+from steermoe.score import score
+print(score("ref.trn", "hyp.trn", processes=2).line())
+"""
 RUNS = 11
 LARGE = 100_000
 
@@ -47,6 +52,7 @@ def main() -> None:
         if count <= LARGE and (sclite := find_program("sclite")):
             options = "-r ref.trn trn -h hyp.trn trn -i spu_id -f 0 -o sum rsum pralign dtl"
             commands["sclite"] = [sclite, *options.split()]
+        commands["counts"] = [sys.executable, "-c", COUNTS]
         if count <= LARGE and subprocess.run([sys.executable, "-c", "import jiwer"], capture_output=True).returncode == 0:
             commands["jiwer"] = [sys.executable, "-c", JIWER]
         # modules compiled once, as they are in an installed package
@@ -60,8 +66,9 @@ def main() -> None:
                 subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
                 times[name].append(time.perf_counter() - begun)
     for name, seconds in times.items():
-        ratio = statistics.median(other / own for other, own in zip(seconds, times["ours"]))
-        print(f"{name:7s} {statistics.median(seconds):6.2f} s   {ratio:5.2f} x ours")
+        ours = "counts" if name == "jiwer" else "ours"
+        ratio = statistics.median(other / own for other, own in zip(seconds, times[ours]))
+        print(f"{name:7s} {statistics.median(seconds):6.2f} s   {ratio:5.2f} x {ours}")
     if count > LARGE:
         print(f"at most {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MiB in each of our processes")
 
