@@ -81,7 +81,7 @@ def load_pretrain_config(path: str | Path, overrides: Sequence[str] = ()) -> Pre
         if not right:
             raise UserError(f"{path}: conformer_conf.{key}: {getattr(sizes, key)} is not {wanted}")
     if conf.teacher and conf.teacher_steps >= conf.train_conf.max_steps:
-        raise UserError(f"{path}: teacher_steps: {conf.teacher_steps} leave no step for the CTC; train_conf.max_steps must be over it")
+        raise UserError(f"{path}: teacher_steps: {conf.teacher_steps} leave no step for the CTC; raise train_conf.max_steps")
     return conf
 
 
@@ -121,7 +121,7 @@ class PretrainDataset(AudioTextDataset):
 
 
 def make_units(texts: Sequence[str], units: int) -> bytes:
-    """A sentencepiece unigram model over lower-case transcripts, serialised. At most `units` pieces; fewer if the text is short."""
+    """A sentencepiece unigram model over lower-case transcripts, serialised. At most `units` pieces; a short text gives fewer."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -265,7 +265,8 @@ class Moments:
 
     def add(self, rows_nx: Tensor) -> None:
         rows_nx = rows_nx.double()
-        self.count, self.sums, self.squares = self.count + len(rows_nx), self.sums + rows_nx.sum(0), self.squares + rows_nx.square().sum(0)
+        self.count += len(rows_nx)
+        self.sums, self.squares = self.sums + rows_nx.sum(0), self.squares + rows_nx.square().sum(0)
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
         mean = self.sums / self.count
