@@ -1,6 +1,7 @@
 """From steered encoder frames to the LLM's soft prompt P_audio: pooling under a mask, then a linear layer D -> H.
 
-LinearProjector is the paper's: a vector for every pooled frame. TokenProjector gives a vector for every token that CTC hears.
+LinearProjector is the paper's: a vector for every pooled frame. StackProjector is SLAM-ASR's: stacked frames, two layers.
+TokenProjector gives a vector for every token that CTC hears.
 Shape legend: B batch, T encoder frames, U = ceil(T / kernel) pooled frames, D encoder width, H LLM width, V the LLM's vocabulary,
 N tokens heard. Source: SteerMoE (arXiv 2510.13558), the step between equations 3 and 4.
 """
@@ -36,6 +37,16 @@ def masked_pool(hidden_btd: Tensor, lens_b: Tensor, kernel: int, kind: str = "av
     return pooled_bud, (lens_b + kernel - 1) // kernel
 
 
+def stack_frames(hidden_btd: Tensor, lens_b: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    """Puts `kernel` frames in a row behind one another; frames at or after an utterance's length become zeros.
+
+    hidden_btd (B, T, D), lens_b (B,) int64 -> (B, U, kernel * D), ceil(lens_b / kernel).
+    """
+    frames = hidden_btd.shape[1]
+    hidden_btd = hidden_btd.masked_fill(~length_mask(lens_b, frames)[..., None], 0.0)
+    return nnf.pad(hidden_btd, (0, 0, 0, -frames % kernel)).unflatten(1, (-1, kernel)).flatten(2), (lens_b + kernel - 1) // kernel
+
+
 class LinearProjector(nn.Module):
     """The paper's projection. pool: "avg" (paper) or "max" (authors' code). kernel: frames in a pool (paper: 4).
     place: the encoder's final LayerNorm comes before ("after_norm") or after ("before_norm", authors' code) the pooling.
@@ -65,11 +76,34 @@ class LinearProjector(nn.Module):
         return {"projector": dict(self.named_parameters())}
 
 
+class StackProjector(nn.Module):
+    """SLAM-ASR's projector (arXiv 2402.08846): Linear(ReLU(Linear(stacked frames))), after the encoder's final LayerNorm.
+
+    kernel: frames in a stack (SLAM-ASR: 5; 4 gives the frame rate of the paper's pooling). hidden: the first layer's width.
+    """
+
+    def __init__(self, encoder_dim: int, llm_dim: int, *, kernel: int = 4, hidden: int = 2048):
+        super().__init__()
+        if kernel < 1 or hidden < 1:
+            raise UserError(f"projector_conf.{'kernel' if kernel < 1 else 'hidden'}: {min(kernel, hidden)}; at least 1 is needed")
+        self.kernel = kernel
+        self.first, self.second = nn.Linear(kernel * encoder_dim, hidden), nn.Linear(hidden, llm_dim)
+
+    def forward(self, hidden_btd: Tensor, lens_b: Tensor, final_norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """hidden_btd (B, T, D) any float dtype, lens_b (B,) int64 -> P_audio (B, U, H) float32, audio_lens_b (B,) int64."""
+        stacked, audio_lens_b = stack_frames(final_norm(hidden_btd), lens_b, self.kernel)
+        return self.second(self.first(stacked.to(self.first.weight.dtype)).relu()), audio_lens_b
+
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        return {"projector": dict(self.named_parameters())}
+
+
 class TokenProjector(nn.Module):
     """A soft prompt that looks like text: one vector a token, near the LLM's own embeddings. Needs an objective with CTC.
 
-    frames, frames_conf: the projector that makes the frames which are scored, `linear` and its keywords. candidates: the tokens
-    whose embeddings, weighted by their probabilities, make a frame's vector; frames of one token are averaged and blanks left out.
+    frames, frames_conf: the projector that makes the frames which are scored, any but `token`, and its keywords. candidates:
+    the tokens whose embeddings, weighted by their probabilities, make a frame's vector; frames of one token are averaged and
+    blanks left out.
     """
 
     def __init__(

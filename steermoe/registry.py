@@ -24,7 +24,12 @@ ROLES: dict[str, dict[str, str]] = {
         "wav2vec2": "steermoe.encoders.wav2vec2:Wav2Vec2Encoder",
     },
     "steering": {"moe": "steermoe.steering:MoESteering", "none": "steermoe.steering:NoSteering"},
-    "projector": {"linear": "steermoe.projector:LinearProjector", "token": "steermoe.projector:TokenProjector"},
+    "projector": {
+        "linear": "steermoe.projector:LinearProjector",
+        "stack": "steermoe.projector:StackProjector",
+        "moe_adapter": "steermoe.moe_adapter:MoEAdapter",
+        "token": "steermoe.projector:TokenProjector",
+    },
     "llm": {"causal": "steermoe.llms.causal:CausalLM"},
     "objective": {"next_token": "steermoe.train.objectives:NextToken", "joint": "steermoe.train.objectives:Joint"},
 }

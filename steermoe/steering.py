@@ -17,22 +17,37 @@ class MoESteering(nn.Module):
     """H'_l = H_l + alpha_l softmax(H_l W_l + b_l) E_l after every encoder layer l.
 
     num_experts: N. scale: initial alpha_l. init_std: standard deviation of the initial expert vectors (authors' code: 0.01).
+    Beyond the paper: shared_router: one router D x N reads every layer, where the paper's D x (L*N) matrix has a slice for each;
+    top_k: a frame keeps its k largest gates, scaled to sum to 1 (KeepTopK of Shazeer et al. 2017, arXiv 1701.06538, equations
+    3 and 5, without the noise); 0 keeps all.
     """
 
-    def __init__(self, num_layers: int, dim: int, *, num_experts: int = 8, scale: float = 0.1, init_std: float = 0.01):
+    def __init__(
+        self, num_layers: int, dim: int, *, num_experts: int = 8, scale: float = 0.1, init_std: float = 0.01,
+        shared_router: bool = False, top_k: int = 0,
+    ):  # fmt: skip
         super().__init__()
         if num_experts < 1:
             raise UserError(f"steering_conf.num_experts: {num_experts} experts; at least 1 is needed")
+        if not 0 <= top_k <= num_experts:
+            raise UserError(f"steering_conf.top_k: {top_k} is not from 0 (all) to {num_experts}, the number of experts")
+        self.shared_router, self.top_k = shared_router, top_k
+        routers = 1 if shared_router else num_layers
         bound = 1 / math.sqrt(dim)  # torch.nn.Linear's default: the paper's router is one D -> L*N linear layer, stored by slices
         self.experts = nn.Parameter(torch.randn(num_layers, num_experts, dim) * init_std)  # E
-        self.router_weight = nn.Parameter(torch.empty(num_layers, dim, num_experts).uniform_(-bound, bound))  # W
-        self.router_bias = nn.Parameter(torch.empty(num_layers, num_experts).uniform_(-bound, bound))  # b
+        self.router_weight = nn.Parameter(torch.empty(routers, dim, num_experts).uniform_(-bound, bound))  # W
+        self.router_bias = nn.Parameter(torch.empty(routers, num_experts).uniform_(-bound, bound))  # b
         self.scales = nn.Parameter(torch.full((num_layers,), float(scale)))  # alpha
 
     def gates(self, layer: int, hidden_btd: Tensor) -> Tensor:
         """Equation 1: g_l = softmax(H_l W_l + b_l). (B, T, D) -> (B, T, N) float32, each frame's gates sum to 1."""
-        logits_btn = hidden_btd @ self.router_weight[layer].to(hidden_btd.dtype)
-        return (logits_btn.float() + self.router_bias[layer]).softmax(-1)
+        router = 0 if self.shared_router else layer
+        logits_btn = hidden_btd @ self.router_weight[router].to(hidden_btd.dtype)
+        logits_btn = logits_btn.float() + self.router_bias[router]
+        if not self.top_k:
+            return logits_btn.softmax(-1)
+        kept = logits_btn.topk(self.top_k, -1)
+        return torch.zeros_like(logits_btn).scatter(-1, kept.indices, kept.values.softmax(-1))
 
     def forward(self, layer: int, hidden_btd: Tensor) -> Tensor:
         """hidden_btd (B, T, D) after layer `layer` -> the same shape and dtype for the next layer."""

@@ -37,7 +37,7 @@ class NextToken:
         logits_rv, targets_r = model(batch)
         total = nnf.cross_entropy(logits_rv.float(), targets_r, reduction="sum")
         right = (logits_rv.detach().argmax(-1) == targets_r).sum()
-        return Loss(total, len(targets_r), {"accuracy": float(right)})
+        return with_auxiliary(model, Loss(total, len(targets_r), {"accuracy": float(right)}))
 
 
 class Joint:
@@ -62,7 +62,7 @@ class Joint:
         units = int(target_lens_b.sum()) + len(target_lens_b)
         stats = {"ctc": float(ctc.detach())}
         if (step is not None and step <= self.ctc_steps) or not (self.next_token or self.distill):
-            return Loss(ctc, units, stats)
+            return with_auxiliary(model, Loss(ctc, units, stats))
         logits_rv, targets_r = model(batch, model.projector.read(scores_buv, lens_b))
         logprobs_rv = logits_rv.float().log_softmax(-1)
         spoken = nnf.nll_loss(logprobs_rv, targets_r, reduction="sum")
@@ -74,7 +74,18 @@ class Joint:
             divergence = nnf.kl_div(logprobs_rv, read_rv, reduction="sum", log_target=True)
             total = total + self.distill * divergence
             stats["distill"] = float(divergence.detach())
-        return Loss(total, units, stats)
+        return with_auxiliary(model, Loss(total, units, stats))
+
+
+def with_auxiliary(model: SteerMoE, loss: Loss) -> Loss:
+    """Adds, for every unit, what the projector's modules have kept as `auxiliary` in their last forward: MoEAdapter's balance
+    loss, in training. The dev loss goes without it, so that it compares projectors of all kinds.
+    """
+    found = [module.auxiliary for module in model.projector.modules() if getattr(module, "auxiliary", None) is not None]
+    if not found:
+        return loss
+    auxiliary = loss.units * sum(found)
+    return Loss(loss.total + auxiliary, loss.units, loss.stats | {"auxiliary": float(auxiliary.detach())})
 
 
 def answers(batch: Batch) -> tuple[Tensor, Tensor]:
