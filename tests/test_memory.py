@@ -128,7 +128,7 @@ def test_more_utterances_take_more_and_a_longer_answer_a_larger_cache(tiny_confi
 def test_an_encoder_that_needs_contents_only_loses_the_estimate(tiny_config, monkeypatch):
     model = meta_model(tiny_config)
     monkeypatch.setattr(type(model.encoder), "forward", lambda self, feats, *_: feats.sum().numpy())
-    assert "not known, whisper + causal" in prepare_model.memory_lines(model, tiny_config)
+    assert "not known in advance, whisper + linear + causal" in prepare_model.memory_lines(model, tiny_config)
 
 
 MEASURE = """

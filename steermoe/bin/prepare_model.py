@@ -82,9 +82,9 @@ def memory_lines(model, config) -> str:
 
     try:
         needed = estimate(model, config)
-    except (RuntimeError, TypeError) as error:  # an encoder or LLM that needs its tensors' contents
-        reason = str(error).split("\n")[0]
-        return f"memory of training and decoding: not known, {config.encoder} + {config.llm} do not run without contents ({reason})\n"
+    except (RuntimeError, TypeError):  # something needs its tensors' contents, as CTC does
+        parts = f"{config.encoder} + {config.projector} + {config.llm} with the objective {config.objective}"
+        return f"memory of training and decoding: not known in advance, {parts} cannot be run without weights\n"
     seconds = f"{config.data_conf.max_seconds:g} s"
     training = needed.weights + needed.optimizer + needed.train_activations
     decoding = needed.weights + needed.decode_activations
