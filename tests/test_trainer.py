@@ -1,5 +1,6 @@
 """Training: parameter groups, schedule, accumulation, validation, early stop, and an exact resume after a kill."""
 
+import copy
 import json
 import math
 
@@ -13,7 +14,9 @@ from steermoe.config import OptimConf
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.errors import UserError
 from steermoe.model import SteerMoE
+from steermoe.train.events import EventFile
 from steermoe.train.optim import lr_factor, make_optimizer
+from steermoe.train.plots import plot_curves
 from steermoe.train.trainer import MAX_NONFINITE
 
 
@@ -85,8 +88,15 @@ def test_killed_and_resumed_ends_with_the_same_weights_and_log(tiny_config, data
         one, other = adapter(tmp_path / "whole", name), adapter(tmp_path / "killed", name)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     logs = [[json.loads(line) for line in (tmp_path / run / "log" / "train.jsonl").open()] for run in ("whole", "killed")]
+    seen = [(tmp_path / run / "log" / "samples.jsonl").read_text() for run in ("whole", "killed")]
+    assert seen[0] == seen[1] and [json.loads(line)["step"] for line in seen[0].splitlines()] == [0, 0, 2, 2, 4, 4, 6, 6]
+    for run, log in zip(("whole", "killed"), logs):  # the event file has what the log has, each line once
+        (events,) = (tmp_path / run / "log" / "tensorboard").iterdir()
+        written = events.read_bytes()
+        EventFile(events.parent).restart(log)
+        assert next(events.parent.iterdir()).read_bytes() == written
     for line in logs[0] + logs[1]:
-        del line["seconds"]
+        line.pop("seconds"), line.pop("watch_seconds", None)
     assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == [1, 2, 3, 4, 5, 6]
 
 
@@ -145,12 +155,91 @@ def test_non_finite_steps_change_nothing_and_end_the_run_when_they_go_on(tiny_co
         run.optimizer_step([broken])
 
 
+def test_a_skipped_step_leaves_the_optimizer_and_moves_the_schedule(tiny_config, data, tmp_path):
+    run = trainer(tiny_config, data, tmp_path)
+    batch = run.collate([data[0][0]])
+    run.optimizer_step([batch])
+    before = copy.deepcopy(run.optimizer.state_dict()["state"])
+    skipped = run.optimizer_step([batch._replace(feats_bfm=batch.feats_bfm * math.inf)])
+    after = run.optimizer.state_dict()["state"]
+    assert before and all(torch.equal(before[key][name], after[key][name]) for key in before for name in before[key])
+    assert skipped["skipped"] == 1 and skipped["lr_router"] == tiny_config.optim_conf.lr["router"]  # step 2 of 2 of the warm-up
+    assert run.optimizer_step([batch])["skipped"] == 1 and run.nonfinite == 0
+    assert all(torch.isfinite(tensor).all() for tensor in run.model.adapter_state().values())
+
+
+def test_a_loss_alone_that_is_not_finite_is_skipped_too(tiny_config, data, tmp_path):
+    run = trainer(tiny_config, data, tmp_path)
+    objective = run.objective
+    run.objective = lambda *args: (loss := objective(*args))._replace(total=loss.total + math.inf)
+    assert run.optimizer_step([run.collate([data[0][0]])])["skipped"] == 1
+
+
+def test_skipped_steps_are_in_the_log_on_the_screen_and_counted_on_after_a_kill(tiny_config, data, tmp_path, capsys):
+    tiny_config.train_conf.max_steps = 3
+    run = trainer(tiny_config, data, tmp_path)
+    objective = run.objective
+
+    def broken_once(model, batch, step=None):
+        loss = objective(model, batch, step)
+        return loss._replace(total=loss.total * (math.nan if step == 2 else 1.0))
+
+    run.objective = broken_once
+    run.run()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in run.log_path.open()]
+    assert [line["skipped"] for line in lines] == [0, 1, 1] and lines[1]["loss"] is None and lines[1]["grad_norm"] is None
+    shown = capsys.readouterr().err
+    assert ", 1 not finite and skipped" in shown and "train loss nan" not in shown
+    tiny_config.train_conf.max_steps = 4
+    trainer(tiny_config, data, tmp_path).run()
+    assert [json.loads(line)["skipped"] for line in run.log_path.open()] == [0, 1, 1, 1]
+    plot_curves(run.log_path, tmp_path / "plots")
+
+
 def test_a_dev_loss_that_is_not_finite_is_an_error(tiny_config, data, tmp_path):
     run = trainer(tiny_config, data, tmp_path)
     with torch.no_grad():
         run.model.projector.linear.bias.fill_(math.nan)
-    with pytest.raises(UserError, match="dev loss is nan"):
+    with pytest.raises(UserError, match="dev loss is nan in 1 of 1 batches.*because of spk0-dev000, spk1-dev001; lower optim_conf.lr"):
         run.validate()
+
+
+def test_the_utterance_that_spoils_the_dev_loss_is_named(tiny_config, data, tmp_path):
+    tiny_config.train_conf.max_batch = 4
+    run = trainer(tiny_config, (data[1], data[0]), tmp_path)
+    collate = run.collate
+
+    def spoilt(examples):
+        batch = collate(examples)
+        if "spk1-train003" in batch.utts:
+            batch.feats_bfm[batch.utts.index("spk1-train003")] = math.nan
+        return batch
+
+    run.collate = spoilt
+    with pytest.raises(UserError, match="in 1 of [23] batches, in the first of them because of spk1-train003;"):
+        run.validate()
+
+
+def test_watching_changes_nothing_and_is_shown(tiny_config, data, tmp_path, capsys):
+    for exp in ("watched", "unwatched"):
+        run = trainer(tiny_config, data, tmp_path / exp)
+        if exp == "unwatched":
+            assert "\n  hyp   " in capsys.readouterr().err
+            run.watch = None
+        run.run()
+    one, other = adapter(tmp_path / "watched"), adapter(tmp_path / "unwatched")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert "hyp" not in capsys.readouterr().err and not (tmp_path / "unwatched" / "log" / "samples.jsonl").exists()
+    last = [json.loads(line) for line in (tmp_path / "watched" / "log" / "train.jsonl").open()][-1]
+    assert len(last["scales"]) == 2 and len(last["gate_entropy"]) == 2 and [len(row) for row in last["expert_share"]] == [4, 4]
+
+
+def test_curves_are_drawn_on_the_way_in_a_long_training(tiny_config, data, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("steermoe.train.trainer.plot_curves", lambda log, folder: drawn.append(len(log.read_text().splitlines())))
+    monkeypatch.setattr("steermoe.train.trainer.PLOT_SECONDS", 0)
+    trainer(tiny_config, data, tmp_path).run()
+    assert drawn == [2, 4, 6]
 
 
 def test_resume_refuses_other_bases_and_fewer_steps(tiny_config, data, tmp_path):
@@ -185,11 +274,19 @@ def test_training_state_runs_no_code(tmp_path):
         load_resume(tmp_path / "resume.pt")
 
 
-def test_curves_are_drawn(tiny_config, data, tmp_path):
-    from steermoe.train.plots import plot_curves
+def test_curves_are_drawn(tmp_path):
+    lines = [{"step": step, "loss": 3 / step, "ctc": 1.0, "grad_norm": 0.5, "lr_router": 1e-3} for step in range(1, 8)]
+    lines[3] |= {"loss": None, "grad_norm": None}
+    write_log(tmp_path / "plain.jsonl", lines)
+    plot_curves(tmp_path / "plain.jsonl", tmp_path / "plain")
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["grad_norm.png", "lr.png"]
+    lines[-1] |= {"dev_loss": 1.0, "dev_ctc": 1.0, "scales": [0.1] * 12, "gate_entropy": [2.0] * 12, "expert_share": [[0.5] * 2] * 12}
+    write_log(tmp_path / "steered.jsonl", lines)
+    plot_curves(tmp_path / "steered.jsonl", tmp_path / "steered")
+    names = ["ctc", "expert_share", "gate_entropy", "grad_norm", "loss", "lr", "scales"]
+    assert sorted(path.name for path in (tmp_path / "steered").iterdir()) == [f"{name}.png" for name in names]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "steered").iterdir())
 
-    run = trainer(tiny_config, data, tmp_path)
-    run.run()
-    plot_curves(run.log_path, tmp_path / "plots")
-    for name in ("loss", "lr"):
-        assert (tmp_path / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+def write_log(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -97,13 +97,15 @@ def adapter_trainer(model, config: Config, train_set, dev_set, exp: Path, enviro
     from steermoe.data.collator import Collator
     from steermoe.registry import resolve
     from steermoe.train.trainer import Trainer
+    from steermoe.train.watch import AdapterWatch
 
     def export(name: str, step: int) -> None:
         save_adapter(exp / "checkpoints" / f"{name}.safetensors", model, config, step, environment)
 
     objective = resolve("objective", config.objective)(**config.objective_conf)
     collate = Collator(model.llm, config.data_conf.prompt)
-    return Trainer(model, objective, collate, export, train_set, dev_set, exp, config.train_conf, config.optim_conf)
+    watch = AdapterWatch(model, dev_set, config.data_conf.prompt, config.decode_conf)
+    return Trainer(model, objective, collate, export, train_set, dev_set, exp, config.train_conf, config.optim_conf, watch)
 
 
 if __name__ == "__main__":

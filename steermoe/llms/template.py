@@ -44,7 +44,10 @@ def make_template(tokenizer, prompt: str, chat: bool, system: str | None = None)
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in rendered.split(AUDIO))
     if not chat and tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
         before = [tokenizer.bos_token_id, *before]  # the tokenizer of LLaMA 2 and the like starts every text with it
-    return PromptTemplate(before, after, end_token(tokenizer, chat))
+    end = end_token(tokenizer, chat)
+    if not before and not after:
+        before = [end]  # the token between texts: a prompt of no token at all could begin no answer where nothing is heard
+    return PromptTemplate(before, after, end)
 
 
 def end_token(tokenizer, chat: bool) -> int:

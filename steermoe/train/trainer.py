@@ -22,12 +22,16 @@ from steermoe.data.collator import Batch
 from steermoe.data.dataset import AudioTextDataset, Example
 from steermoe.data.sampler import epoch_batches, sorted_batches
 from steermoe.errors import UserError
-from steermoe.files import atomic_write, read_jsonl
+from steermoe.files import append_jsonl, atomic_write, read_jsonl, resume_jsonl
 from steermoe.progress import Progress
+from steermoe.train.events import EventFile
 from steermoe.train.objectives import Loss
 from steermoe.train.optim import lr_factor, make_optimizer, set_lr
+from steermoe.train.plots import plot_curves
 
-MAX_NONFINITE = 10
+MAX_NONFINITE = 10  # steps running
+PLOT_SECONDS = 600  # between drawings of the curves
+SHOWN = 120  # characters of a sample's line on the screen
 NONFINITE_FIX = "lower optim_conf.lr, or set llm_conf.dtype and encoder_conf.dtype to float32"
 
 
@@ -50,7 +54,8 @@ class Trainable(Protocol):
 
 class Trainer:
     """objective: as in objectives.py. collate: examples -> Batch. export: writes the trained tensors, given "best" or "last"
-    and the step. exp: the experiment folder.
+    and the step. exp: the experiment folder. watch: () -> (figures for the log line, samples to look at), called at step 0 and after
+    each validation; it may draw no random numbers. steermoe.train.watch has the adapter's.
     """
 
     def __init__(
@@ -64,14 +69,16 @@ class Trainer:
         exp: str | Path,
         train_conf: TrainConf,
         optim_conf: OptimConf,
+        watch: Callable[[], tuple[dict, list[dict]]] | None = None,
     ):
+        self.watch, self.events = watch, EventFile(Path(exp) / "log" / "tensorboard")
         self.model, self.objective, self.collate, self.export = model, objective, collate, export
         self.train_set, self.dev_set, self.exp = train, dev, Path(exp)
         self.conf, self.optim_conf = train_conf, optim_conf
         self.optimizer = make_optimizer(model.parameter_groups(), optim_conf)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
-        self.step = self.epoch = self.batches_done = self.nonfinite = self.bad_validations = 0
+        self.step = self.epoch = self.batches_done = self.nonfinite = self.bad_validations = self.skipped = 0
         self.best_loss = math.inf
         self.unsaved: list[dict] = []  # log lines since the last save
         self.losses: deque[float] = deque(maxlen=50)
@@ -81,32 +88,43 @@ class Trainer:
         return self.exp / "checkpoints" / "resume.pt"
 
     def run(self) -> None:
-        """Trains to max_steps or the early stop; leaves checkpoints/{best,last}.safetensors and log/train.jsonl."""
-        conf = self.conf
+        """Trains to max_steps or the early stop; leaves checkpoints/{best,last}.safetensors, log/{train.jsonl,samples.jsonl,tensorboard}
+        and, in a long training, plots on the way.
+        """
+        conf, drawn = self.conf, time.monotonic()
         if self.resume_path.is_file():
             self.restore()
         else:
             self.log_path.unlink(missing_ok=True)
+            self.samples_path.unlink(missing_ok=True)
+            self.events.restart([])
         if self.step > conf.max_steps:
             raise UserError(f"{self.exp}: already trained for {self.step} steps, train_conf.max_steps is {conf.max_steps}; raise it")
         batches = self.batches()
         self.model.train()
         with Progress("train", conf.max_steps, "step", done=self.step) as progress:
+            if self.step == 0:
+                self.look(progress)
             while self.step < conf.max_steps and not self.stopped_early():
                 begun = time.monotonic()
                 figures = self.optimizer_step(list(itertools.islice(batches, conf.accum_grad)))
                 figures["seconds"] = round(time.monotonic() - begun, 3)
                 self.unsaved.append(figures)
-                self.losses.append(figures["loss"])
+                self.losses.extend(filter(math.isfinite, [figures["loss"]]))
                 validate = self.step % conf.valid_steps == 0 or self.step == conf.max_steps
                 if validate:
                     figures |= self.validate()
                     measured = ", ".join(f"dev {n[4:]} {value:.3f}" for n, value in figures.items() if n.startswith("dev_"))
                     best = " (best)" if figures["best"] else ""
                     progress.write(f"step {self.step}: train loss {self.recent_loss():.3f}, {measured}{best}")
+                    figures |= self.look(progress)
                 if validate or self.step % conf.save_steps == 0:
                     self.save()
-                progress.update(1, note=f"loss {self.recent_loss():.3f}")
+                if validate and time.monotonic() - drawn > PLOT_SECONDS:
+                    plot_curves(self.log_path, self.exp / "plots")
+                    drawn = time.monotonic()
+                skipped = f", {self.skipped} not finite and skipped" if self.skipped else ""
+                progress.update(1, note=f"loss {self.recent_loss():.3f}{skipped}")
         self.export("last", self.step)
         if self.stopped_early():
             progress.write(f"stopped early: no better dev loss in {conf.patience} validations")
@@ -114,9 +132,9 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """Endless; goes on behind the batch that was trained on last."""
         conf = self.conf
-        lengths = self.costs(self.train_set)
         while True:
             self.train_set.epoch = self.epoch
+            lengths = self.costs(self.train_set)  # of this epoch: its speeds change them
             epoch = epoch_batches(lengths, conf.batch_frames, conf.max_batch, conf.seed, self.epoch)
             for indices in epoch[self.batches_done :]:
                 self.batches_done += 1
@@ -128,7 +146,10 @@ class Trainer:
         return [max(length, self.model.encoder.min_frames) for length in data.lengths()]
 
     def optimizer_step(self, batches: list[Batch]) -> dict:
-        """One step over the accumulated batches, each target token weighing the same. Returns the log line's figures."""
+        """One step over the accumulated batches, each target token weighing the same. Returns the log line's figures.
+
+        Where loss or gradient is not finite, weights and optimiser state stay as they are; the step counts for the schedule.
+        """
         self.step += 1
         torch.manual_seed(self.conf.seed * 1_000_003 + self.step)  # what draws random numbers resumes exactly too
         set_lr(self.optimizer, lr_factor(self.step, self.optim_conf, self.conf.max_steps))
@@ -143,32 +164,38 @@ class Trainer:
             if parameter.grad is not None:
                 parameter.grad /= units
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.conf.grad_clip or math.inf)
-        if torch.isfinite(norm):
+        if torch.isfinite(norm + total):
             self.optimizer.step()
             self.nonfinite = 0
         else:
             self.nonfinite += 1
+            self.skipped += 1
             if self.nonfinite == MAX_NONFINITE:
                 raise UserError(f"step {self.step}: the gradient was not finite in {MAX_NONFINITE} steps running; {NONFINITE_FIX}")
         rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         means = {name: value / units for name, value in stats.items()}
-        return {"step": self.step, "epoch": self.epoch, "loss": float(total) / units, **means, "grad_norm": float(norm), **rates}
+        figures = {"step": self.step, "epoch": self.epoch, "loss": float(total) / units, **means, "grad_norm": float(norm), **rates}
+        return figures | {"skipped": self.skipped}
 
     @torch.no_grad()
     def validate(self) -> dict:
         """Loss and the objective's other figures per unit over the whole dev set; keeps the best tensors."""
         conf = self.conf
         self.model.eval()
-        total, units, stats = 0.0, 0, Counter()
-        for indices in sorted_batches(self.costs(self.dev_set), conf.batch_frames, conf.max_batch):
-            batch = self.collate([self.dev_set[index] for index in indices]).to(self.device)
-            loss = self.objective(self.model, batch)
+        total, units, stats, bad = 0.0, 0, Counter(), []
+        batches = sorted_batches(self.costs(self.dev_set), conf.batch_frames, conf.max_batch)
+        for indices in batches:
+            loss = self.dev_objective(indices)
+            bad += [] if torch.isfinite(loss.total) else [indices]
             total, units = total + float(loss.total), units + loss.units
             stats.update(loss.stats)
+        if bad:
+            guilty = [index for index in bad[0] if not torch.isfinite(self.dev_objective([index]).total)] or bad[0]
+            names = ", ".join(self.dev_set.entries[index]["utt"] for index in guilty)
+            where = f"in {len(bad)} of {len(batches)} batches, in the first of them because of {names}"
+            raise UserError(f"step {self.step}: the dev loss is {total} {where}; {NONFINITE_FIX}")
         self.model.train()
         dev_loss = total / units
-        if not math.isfinite(dev_loss):
-            raise UserError(f"step {self.step}: the dev loss is {dev_loss}; {NONFINITE_FIX}")
         best = dev_loss < self.best_loss
         self.bad_validations = 0 if best else self.bad_validations + 1
         if best:
@@ -176,17 +203,38 @@ class Trainer:
             self.export("best", self.step)
         return {"dev_loss": dev_loss, **{f"dev_{n}": v / units for n, v in stats.items()}, "best": best}
 
+    def dev_objective(self, indices: list[int]) -> Loss:
+        return self.objective(self.model, self.collate([self.dev_set[index] for index in indices]).to(self.device))
+
+    def look(self, progress: Progress) -> dict:
+        """Appends the watch's samples to log/samples.jsonl, shows them shortened, and returns its figures."""
+        if self.watch is None:
+            return {}
+        begun = time.monotonic()
+        self.model.eval()
+        figures, samples = self.watch()
+        self.model.train()
+        self.samples_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.samples_path, "a", encoding="utf-8") as stream:
+            for sample in samples:
+                append_jsonl(stream, {"step": self.step, **sample})
+                for name in ("label", "hyp", "ctc"):
+                    if name in sample:
+                        progress.write(f"  {name:5} {' '.join(sample[name].split())[:SHOWN]}")
+        return figures | {"watch_seconds": round(time.monotonic() - begun, 3)}
+
     def stopped_early(self) -> bool:
         return 0 < self.conf.patience <= self.bad_validations
 
     def recent_loss(self) -> float:
-        return sum(self.losses) / len(self.losses)
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
     def save(self) -> None:
         """The log first: a kill in between leaves lines that `restore` cuts off again."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log_path, "a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in self.unsaved)
+            stream.writelines(map(log_line, self.unsaved))
+        self.events.append(self.unsaved)
         self.unsaved.clear()
         state = {
             "adapter": self.model.adapter_state(),
@@ -211,12 +259,27 @@ class Trainer:
             setattr(self, name, state["counters"][name])
         kept = list(itertools.islice(read_jsonl(self.log_path), self.step))  # one line a step; the rest was cut off by a kill
         with atomic_write(self.log_path) as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in kept)
-        self.losses.extend(line["loss"] for line in kept[-50:])
+            stream.writelines(map(log_line, kept))
+        self.events.restart(kept)
+        self.losses.extend(line["loss"] for line in kept[-50:] if line["loss"] is not None and math.isfinite(line["loss"]))
+        self.skipped = kept[-1].get("skipped", 0) if kept else 0
+        looked = [line for line in resume_jsonl(self.samples_path) if line["step"] <= self.step]
+        with atomic_write(self.samples_path) as stream:
+            stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in looked)
 
     @property
     def log_path(self) -> Path:
         return self.exp / "log" / "train.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.exp / "log" / "samples.jsonl"
+
+
+def log_line(figures: dict) -> str:
+    """JSON has no number for what is not finite: null."""
+    finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}
+    return json.dumps(finite) + "\n"
 
 
 COUNTERS = ("step", "epoch", "batches_done", "nonfinite", "bad_validations", "best_loss")
