@@ -103,7 +103,7 @@ class Augment:
         """
         conf, rng = self.conf, self._rng(epoch, SAMPLES_STREAM, utt)
         if conf.speed:
-            factor = float(rng.choice(conf.speed))
+            factor = float(rng.choice(conf.speed))  # the first draw: `speed` makes it too
             if len(samples_n) <= max_seconds * self.sample_rate * factor:
                 samples_n = change_speed(samples_n, factor, self.sample_rate)
         if (self.simulated or self.rirs) and rng.random() < conf.reverb_prob:
@@ -112,6 +112,10 @@ class Augment:
             noise_n = self._draw_noise(rng, len(samples_n))
             samples_n = add_noise(samples_n, noise_n, rng.uniform(*conf.noise_snr))
         return samples_n
+
+    def speed(self, utt: str, epoch: int) -> float:
+        """The factor that `samples` draws for this utterance in this epoch; 1 without speed perturbation."""
+        return float(self._rng(epoch, SAMPLES_STREAM, utt).choice(self.conf.speed)) if self.conf.speed else 1.0
 
     def feats(self, feats_fm: Tensor, utt: str, epoch: int) -> Tensor:
         """SpecAugment: (F, M) float32 -> the same shape. UserError if a mask could cover every band."""

@@ -61,14 +61,13 @@ class AudioTextDataset:
         return self.augment is not None and self.augment.waveform
 
     def lengths(self) -> list[int]:
-        """Input frames of every utterance; at the slowest speed where speed perturbation is on, so that no epoch's batches are
-        larger than planned (a frame or two of rounding aside).
-        """
+        """Input frames of every utterance, where speed perturbation is on in this epoch (a frame or two of rounding aside)."""
         frames = [entry["num_frames"] for entry in self.entries]
         if not self.waveform:
             return frames
-        slowest = min([1.0, *self.augment.conf.speed])
-        return [min(math.ceil(count / slowest), self.frontend.max_frames or math.inf) for count in frames]
+        speeds = [self.augment.speed(entry["utt"], self.epoch) for entry in self.entries]
+        longest = self.frontend.max_frames or math.inf
+        return [math.ceil(count / speed) if count <= longest * speed else count for count, speed in zip(frames, speeds)]
 
     def __getitem__(self, index: int) -> Example:
         """UserError names the archive if its matrix is not what the line promises, or the audio that cannot be read."""
