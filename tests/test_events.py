@@ -44,7 +44,8 @@ def test_tags():
     assert dict(curves(LINES[0])) == {"train/seconds": 0.5, "train/loss": 2.5, "lr/router": 1e-3, "train/skipped": 0}
     found = dict(curves(LINES[1] | {"grad_norm": float("inf")}))
     assert found == {
-        "train/seconds": 1.0, "dev/loss": 2.0, "scales/0": 0.1, "scales/1": 0.25, "expert_share/0/0": 0.5, "expert_share/0/1": 0.5,
+        "train/seconds": 1.0, "dev/loss": 2.0,
+        "scales/0": 0.1, "scales/1": 0.25, "expert_share/0/0": 0.5, "expert_share/0/1": 0.5,
     }  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def test_a_dev_loss_that_is_not_finite_is_an_error(tiny_config, data, tmp_path):
     run = trainer(tiny_config, data, tmp_path)
     with torch.no_grad():
         run.model.projector.linear.bias.fill_(math.nan)
-    with pytest.raises(UserError, match="dev loss is nan in 1 of 1 batches.*because of spk0-dev000, spk1-dev001; lower optim_conf.lr"):
+    with pytest.raises(UserError, match="dev loss is nan in 1 of 1 batches.*because of spk0-dev000, spk1-dev001; lower"):
         run.validate()
 
 
@@ -280,7 +280,8 @@ def test_curves_are_drawn(tmp_path):
     write_log(tmp_path / "plain.jsonl", lines)
     plot_curves(tmp_path / "plain.jsonl", tmp_path / "plain")
     assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["grad_norm.png", "lr.png"]
-    lines[-1] |= {"dev_loss": 1.0, "dev_ctc": 1.0, "scales": [0.1] * 12, "gate_entropy": [2.0] * 12, "expert_share": [[0.5] * 2] * 12}
+    lines[-1] |= {"dev_loss": 1.0, "dev_ctc": 1.0}
+    lines[-1] |= {"scales": [0.1] * 12, "gate_entropy": [2.0] * 12, "expert_share": [[0.5] * 2] * 12}
     write_log(tmp_path / "steered.jsonl", lines)
     plot_curves(tmp_path / "steered.jsonl", tmp_path / "steered")
     names = ["ctc", "expert_share", "gate_entropy", "grad_norm", "loss", "lr", "scales"]

@@ -37,7 +37,8 @@ def test_samples(tiny_config, tiny_model, data):
 
 def test_an_utterances_own_prompt(tiny_config, tiny_model, data):
     data.entries[0]["prompt"] = "what is in <audio> here?"
-    assert "user\nwhat is in <audio> here?<|im_end|>" in AdapterWatch(tiny_model, data, "x", tiny_config.decode_conf)()[1][0]["prompt"]
+    first = AdapterWatch(tiny_model, data, "x", tiny_config.decode_conf)()[1][0]
+    assert "user\nwhat is in <audio> here?<|im_end|>" in first["prompt"]
 
 
 def test_greedy_and_short_whatever_decode_conf_says(tiny_config, tiny_model, data):
@@ -117,7 +118,8 @@ def test_joint_training_in_bfloat16_stays_finite(tiny_config, tmp_path, chat, pr
             model.projector.blank_bias.fill_(deaf)
         run = adapter_trainer(model, config, data, data, tmp_path / str(deaf), {})
         figures = [run.optimizer_step([run.collate([data[index] for index in range(3)])]) for _ in range(2)]
-        assert run.skipped == 0 and all(math.isfinite(line[name]) for line in figures for name in ("loss", "grad_norm", "ctc", "distill"))
+        names = ("loss", "grad_norm", "ctc", "distill")
+        assert run.skipped == 0 and all(math.isfinite(line[name]) for line in figures for name in names)
         assert math.isfinite(run.validate()["dev_loss"])
         model.eval()
         assert len(run.watch()[1]) == 3

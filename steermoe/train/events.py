@@ -1,8 +1,8 @@
 """Training figures as a TensorBoard event file, written without TensorBoard: `tensorboard --logdir exp` shows it.
 
-An event file is a TFRecord file of `Event` protocol buffers. A record is its length (uint64), the masked CRC-32C of that, the data and
-the masked CRC-32C of the data, little-endian. Sources: RFC 3720, appendix B.4 (CRC-32C); tensorflow/core/util/event.proto and
-tensorflow/core/framework/summary.proto (field numbers); tensorflow/core/lib/io/record_writer.h (record, mask).
+An event file is a TFRecord file of `Event` protocol buffers. A record is its length (uint64), the masked CRC-32C of that, the
+data and the masked CRC-32C of the data, little-endian. Sources: RFC 3720, appendix B.4 (CRC-32C); event.proto and summary.proto
+of TensorFlow (field numbers); tensorflow/core/lib/io/record_writer.h (record, mask).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NOT_CURVES = ("step", "best")
 
 
 class EventFile:
-    """The one event file of a folder. Its clock counts the seconds of the optimiser steps, so that lines alone decide its bytes."""
+    """The one event file of a folder. Its clock counts the optimiser steps' seconds, so that lines alone decide its bytes."""
 
     def __init__(self, folder: str | Path):
         self.folder, self.seconds = Path(folder), 0.0

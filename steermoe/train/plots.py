@@ -8,8 +8,15 @@ from pathlib import Path
 from steermoe.files import read_jsonl
 
 SMOOTHED = 50  # steps
-LABELS = {"loss": "per target token (nat)", "accuracy": "share of target tokens", "lr": "learning rate", "grad_norm": "before clipping"}
-LABELS |= {"scales": "alpha of each layer", "gate_entropy": "mean over dev frames (nat)", "expert_share": "layer, its experts"}
+LABELS = {
+    "loss": "per target token (nat)",
+    "accuracy": "share of target tokens",
+    "lr": "learning rate",
+    "grad_norm": "before clipping",
+    "scales": "alpha of each layer",
+    "gate_entropy": "mean over dev frames (nat)",
+    "expert_share": "layer, its experts",
+}
 
 
 def plot_curves(log: str | Path, folder: str | Path) -> None:
@@ -65,10 +72,10 @@ def _lines(axes, curves: dict[str, tuple[list, list]], scale: str = "linear") ->
 def _shares(axes, series: tuple[list, list]) -> None:
     """A row for each expert of each layer, from the first layer on top; brightness is the share of a layer's gates."""
     steps, shares = series  # shares: for every step L lists of N numbers
-    rows = [[share[layer][expert] for share in shares] for layer in range(len(shares[0])) for expert in range(len(shares[0][layer]))]
-    experts = len(shares[0][0])
+    layers, experts = len(shares[0]), len(shares[0][0])
+    rows = [[share[layer][expert] for share in shares] for layer in range(layers) for expert in range(experts)]
     image = axes.imshow(rows, aspect="auto", interpolation="nearest", vmin=0, extent=(-0.5, len(steps) - 0.5, len(rows), 0))
-    axes.set_yticks([layer * experts for layer in range(len(shares[0]))], range(len(shares[0])))
+    axes.set_yticks([layer * experts for layer in range(layers)], range(layers))
     ticks = range(0, len(steps), -(-len(steps) // 8))
     axes.set_xticks(ticks, [steps[tick] for tick in ticks])
     axes.figure.colorbar(image, label=f"mean gate (even: {1 / experts:.3f})")

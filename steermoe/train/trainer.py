@@ -54,8 +54,8 @@ class Trainable(Protocol):
 
 class Trainer:
     """objective: as in objectives.py. collate: examples -> Batch. export: writes the trained tensors, given "best" or "last"
-    and the step. exp: the experiment folder. watch: () -> (figures for the log line, samples to look at), called at step 0 and after
-    each validation; it may draw no random numbers. steermoe.train.watch has the adapter's.
+    and the step. exp: the experiment folder. watch: () -> (figures for the log line, samples to look at), called at step 0 and
+    after each validation; it may draw no random numbers. steermoe.train.watch has the adapter's.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Trainer:
         return self.exp / "checkpoints" / "resume.pt"
 
     def run(self) -> None:
-        """Trains to max_steps or the early stop; leaves checkpoints/{best,last}.safetensors, log/{train.jsonl,samples.jsonl,tensorboard}
-        and, in a long training, plots on the way.
+        """Trains to max_steps or the early stop; leaves checkpoints/{best,last}.safetensors, log/{train,samples}.jsonl,
+        log/tensorboard and, in a long training, plots on the way.
         """
         conf, drawn = self.conf, time.monotonic()
         if self.resume_path.is_file():
@@ -174,8 +174,8 @@ class Trainer:
                 raise UserError(f"step {self.step}: the gradient was not finite in {MAX_NONFINITE} steps running; {NONFINITE_FIX}")
         rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         means = {name: value / units for name, value in stats.items()}
-        figures = {"step": self.step, "epoch": self.epoch, "loss": float(total) / units, **means, "grad_norm": float(norm), **rates}
-        return figures | {"skipped": self.skipped}
+        figures = {"step": self.step, "epoch": self.epoch, "loss": float(total) / units, **means, "grad_norm": float(norm)}
+        return figures | rates | {"skipped": self.skipped}
 
     @torch.no_grad()
     def validate(self) -> dict:

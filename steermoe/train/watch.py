@@ -19,16 +19,16 @@ from steermoe.llms.template import AUDIO
 from steermoe.masks import length_mask
 from steermoe.model import SteerMoE
 
-WATCHED = 16
+WATCHED = 8
 SAMPLES = 4
-MAX_TOKENS = 64  # of a sample's hypothesis: an adapter that has learned nothing yet writes without end
+MAX_TOKENS = 48  # of a sample's hypothesis: an adapter that has learned nothing yet writes without end
 
 
 class AdapterWatch:
     """() -> (figures, samples) of the model as it is; the model is to be in eval mode. No random numbers are drawn.
 
-    figures: lists over the layers: `scales` (alpha), `gate_entropy` (mean over frames, nat), `expert_share` (mean gate of each expert);
-    {} without steering. samples: {utt, prompt, label, hyp, ended}, with the projector `token` also ctc, what CTC alone reads.
+    figures: lists over the layers, {} without steering: `scales` (alpha), `gate_entropy` (mean over frames, nat), `expert_share`
+    (mean gate of each expert). samples: {utt, prompt, label, hyp, ended}, and ctc, what CTC alone reads, with projector `token`.
     """
 
     def __init__(self, model: SteerMoE, dev: AudioTextDataset, prompt: str, conf: DecodeConf):
