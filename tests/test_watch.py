@@ -11,12 +11,12 @@ from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.decode.decoder import decode_batch
 from steermoe.model import SteerMoE
-from steermoe.train.watch import MAX_TOKENS, SAMPLES, WATCHED, AdapterWatch, gate_totals
+from steermoe.train.watch import MAX_TOKENS, WATCHED, AdapterWatch, gate_totals
 
 
 @pytest.fixture()
 def data(tmp_path):
-    return AudioTextDataset(tiny.make_dataset(tmp_path, [80, 123, 200, 60, 90, 70]))
+    return AudioTextDataset(tiny.make_dataset(tmp_path, [80, 123, 80, 123, 80, 123, 80]))
 
 
 def changed(config, **keys):
@@ -24,13 +24,12 @@ def changed(config, **keys):
 
 
 def test_samples(tiny_config, tiny_model, data):
-    data.entries[1]["prompt"] = "what is in <audio> here?"
     samples = AdapterWatch(tiny_model, data, "hear: ", tiny_config.decode_conf)()[1]
-    entries = [data.entries[index] for index in (0, 2, 4)]  # two groups of three, the first of them decoded
+    entries = [data.entries[index] for index in (0, 2, 4, 6)]
     assert [(s["utt"], s["label"]) for s in samples] == [(entry["utt"], entry["text"]) for entry in entries]
     assert samples[0].keys() == {"utt", "prompt", "label", "hyp", "ended"}
     assert samples[0]["prompt"] == "<|im_start|>user\n<audio>hear: <|im_end|>\n<|im_start|>assistant\n"
-    batch = Collator(tiny_model.llm, "hear: ", answers=False)([data[index] for index in (0, 2, 4)])
+    batch = Collator(tiny_model.llm, "hear: ", answers=False)([data[index] for index in (0, 2, 4, 6)])
     found = decode_batch(tiny_model, batch, [entry["duration"] for entry in entries], tiny_config.decode_conf)
     assert [s["hyp"] for s in samples] == [tiny_model.llm.decode(h.tokens).strip() for h in found]
 
@@ -57,13 +56,14 @@ def test_what_ctc_alone_reads(tiny_config, data):
     assert any(sample["ctc"] for sample in AdapterWatch(model, data, "x", config.decode_conf)()[1])
     with torch.no_grad():
         model.projector.blank_bias.fill_(1e4)
-    assert [sample["ctc"] for sample in AdapterWatch(model, data, "x", config.decode_conf)()[1]] == ["", "", ""]
+    assert [sample["ctc"] for sample in AdapterWatch(model, data, "x", config.decode_conf)()[1]] == [""] * 4
 
 
-def test_the_watched_are_spread_over_the_dev_set(tiny_config, tiny_model, tmp_path):
-    data = AudioTextDataset(tiny.make_dataset(tmp_path, [50] * 40))
+def test_the_watched_are_spread_over_the_shorter_half_of_the_dev_set(tiny_config, tiny_model, tmp_path):
+    data = AudioTextDataset(tiny.make_dataset(tmp_path, [50, 60] * 20))
     groups = AdapterWatch(tiny_model, data, "x", tiny_config.decode_conf).groups
-    assert groups[0] == [0, 10, 20, 30] and len(groups[0]) == SAMPLES and len({i for group in groups for i in group}) == WATCHED
+    watched = {index for group in groups for index in group}
+    assert groups[0] == [0, 10, 20, 30] and len(watched) == WATCHED and all(index % 2 == 0 for index in watched)
     one = AudioTextDataset(tiny.make_dataset(tmp_path, [50], name="one"))
     assert AdapterWatch(tiny_model, one, "x", tiny_config.decode_conf).groups == [[0]]
 
@@ -74,9 +74,9 @@ def test_gates_count_real_frames_only(tiny_config, data, window):
     model = SteerMoE.from_config(tiny_config).eval()
     collate = Collator(model.llm, "x", answers=False)
     with torch.no_grad():
-        frames, entropy_l, share_ln = gate_totals(model, collate([data[0], data[2]]))
-        alone = [gate_totals(model, collate([data[index]])) for index in (0, 2)]
-    assert frames == 40 + 100
+        frames, entropy_l, share_ln = gate_totals(model, collate([data[0], data[1]]))
+        alone = [gate_totals(model, collate([data[index]])) for index in (0, 1)]
+    assert frames == 40 + 62
     torch.testing.assert_close(entropy_l, alone[0][1] + alone[1][1])
     torch.testing.assert_close(share_ln, alone[0][2] + alone[1][2])
     torch.testing.assert_close(share_ln.sum(-1), torch.full((2,), float(frames)))
@@ -96,7 +96,7 @@ def test_figures_of_even_and_of_one_sided_gates(tiny_config, tiny_model, data):
 def test_without_steering_there_are_samples_alone(tiny_config, data):
     config = changed(tiny_config, steering="none", steering_conf={})
     figures, samples = AdapterWatch(SteerMoE.from_config(config).eval(), data, "x", config.decode_conf)()
-    assert figures == {} and len(samples) == 3
+    assert figures == {} and len(samples) == 4
 
 
 # Joint training in bfloat16 on what is awkward
@@ -122,4 +122,4 @@ def test_joint_training_in_bfloat16_stays_finite(tiny_config, tmp_path, chat, pr
         assert run.skipped == 0 and all(math.isfinite(line[name]) for line in figures for name in names)
         assert math.isfinite(run.validate()["dev_loss"])
         model.eval()
-        assert len(run.watch()[1]) == 3
+        assert len(run.watch()[1]) == 2  # the two shorter ones

@@ -1,12 +1,14 @@
 """What a training shows of itself on a few dev utterances: prompts, labels and hypotheses, scales, gates.
 
-Always the same utterances, evenly spread over the dev set: SAMPLES of them are decoded, gates are measured on WATCHED.
+Always the same utterances, evenly spread over the shorter half of the dev set (cheap, and quick to read): SAMPLES of them are
+decoded, gates are measured on WATCHED.
 Shape legend: B batch, T encoder frames, D encoder width, L encoder layers, N experts, X real frames of the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from steermoe.model import SteerMoE
 
 WATCHED = 8
 SAMPLES = 4
-MAX_TOKENS = 48  # of a sample's hypothesis: an adapter that has learned nothing yet writes without end
+MAX_TOKENS = 40  # of a sample's hypothesis: an adapter that has learned nothing yet writes without end
 
 
 class AdapterWatch:
@@ -34,8 +36,10 @@ class AdapterWatch:
     def __init__(self, model: SteerMoE, dev: AudioTextDataset, prompt: str, conf: DecodeConf):
         self.model, self.dev, self.collate = model, dev, Collator(model.llm, prompt, answers=False)
         self.conf = dataclasses.replace(conf, beam=1, ctc_weight=0.0, max_tokens=min(conf.max_tokens, MAX_TOKENS))
-        count = min(WATCHED, len(dev))
-        spread = [place * len(dev) // count for place in range(count)]
+        median = statistics.median(entry["duration"] for entry in dev.entries)
+        short = [index for index, entry in enumerate(dev.entries) if entry["duration"] <= median]
+        count = min(WATCHED, len(short))
+        spread = [short[place * len(short) // count] for place in range(count)]
         groups = -(-count // SAMPLES)
         self.groups = [spread[first::groups] for first in range(groups)]  # each evenly spread; the first is decoded
 
