@@ -15,7 +15,8 @@ def write(tmp_path, text):
 
 def test_a_file_over_the_defaults(tmp_path):
     config = load_config(write(tmp_path, "steering_conf: {num_experts: 4}\noptim_conf: {lr: {router: 1e-5}}\n"))
-    assert config.steering_conf == {"num_experts": 4, "scale": 0.1, "init_std": 0.01}  # resolved: defaults are written out
+    resolved = {"scale": 0.1, "init_std": 0.01, "shared_router": False, "top_k": 0}  # defaults are written out
+    assert config.steering_conf == {"num_experts": 4} | resolved
     assert config.encoder_conf == {"model": "whisper-tiny.en", "window": "trim", "dtype": "auto"}
     assert config.optim_conf.lr == {"projector": 1e-4, "steering": 1e-2, "router": 1e-5}
 
