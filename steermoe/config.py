@@ -18,7 +18,7 @@ import yaml
 from steermoe.data.augment import AugmentConf
 from steermoe.errors import UserError
 from steermoe.files import atomic_write, read_lines
-from steermoe.registry import ROLES, keywords, nearest
+from steermoe.registry import ROLES, keywords, nearest, resolve
 
 
 @dataclass
@@ -189,6 +189,11 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
     if not 0 <= config.decode_conf.ctc_weight <= 1:
         raise UserError(f"{where}: decode_conf.ctc_weight: {config.decode_conf.ctc_weight} is not from 0 to 1")
+    if not hasattr(resolve("projector", config.projector), "hear"):
+        asked = {f"objective: {config.objective}": config.objective == "joint"}
+        asked["decode_conf.ctc_weight"] = config.decode_conf.ctc_weight > 0
+        if needs := [key for key, needed in asked.items() if needed]:
+            raise UserError(f"{where}: {needs[0]} needs CTC, which the projector {config.projector!r} has not; set `projector: token`")
     return config
 
 

@@ -58,6 +58,8 @@ def test_overrides_on_the_command_line(word, value, read):
         ("{llm: 'steermoe.llms.causal:CausalLM', llm_conf: {chat: false}}", "llm_conf.model is missing"),
         ("a: b: c", ":1: not YAML"),
         ("- 1", "list of `key: value`"),
+        ("decode_conf: {ctc_weight: 0.5}", "decode_conf.ctc_weight needs CTC.*set `projector: token`"),
+        ("objective: joint", "objective: joint needs CTC.*set `projector: token`"),
         ("decode_conf: {ctc_weight: 1.5}", "ctc_weight: 1.5 is not from 0 to 1"),
     ],
 )

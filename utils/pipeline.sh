@@ -346,7 +346,8 @@ set_up() {
   pretrain_config="" own_verb="" own_exp=""
   if [[ $encoder_name == exp/* ]]; then # made in stage 3
     pretrain_config=conf/pretrain_${own_role:-whisper}.yaml
-    [ -f "$pretrain_config" ] || die "$encoder_name: a model under exp/ is made by stage 3 from $pretrain_config: missing"
+    [ -f "$pretrain_config" ] ||
+      die "$encoder_name: a model under exp/ is made by stage 3 from $pretrain_config, which is missing"
     name=$(awk '/^teacher:/ { gsub(/["\047]/, "", $2); print $2; exit }' "$pretrain_config")
     [ -z "$name" ] || "$PYTHON" -m steermoe.bin.fetch "$name" > /dev/null
     own_verb=ctc own_verb_options=()
