@@ -113,8 +113,9 @@ class TokenProjector(nn.Module):
         if candidates < 1:
             raise UserError(f"projector_conf.candidates: {candidates}; at least 1 is needed")
         conf = frames_conf or {}
-        if unknown := sorted(conf.keys() - keywords("projector", frames).keys()):
-            raise UserError(f"projector_conf.frames_conf: unknown key {unknown[0]}{nearest(unknown[0], list(keywords('projector', frames)))}")
+        known = list(keywords("projector", frames))
+        if unknown := sorted(conf.keys() - set(known)):
+            raise UserError(f"projector_conf.frames_conf: unknown key {unknown[0]}{nearest(unknown[0], known)}")
         self.candidates = candidates
         self.frames = resolve("projector", frames)(encoder_dim, llm_dim, **conf)
         self.blank = nn.Parameter(torch.zeros(llm_dim))

@@ -56,6 +56,15 @@ def candidates(scores_buv: Tensor, lens_b: Tensor) -> Heard:
     return Heard(torch.where(inside_bu[..., None], logprobs_buc, certainly_blank), tokens_bc)
 
 
+class Running(NamedTuple):
+    """A hypothesis one token longer: which row it continues and with which candidate, the LLM's score, its tokens."""
+
+    place: int
+    candidate: int
+    written: float
+    tokens: list[int]
+
+
 class Prefixes:
     """CTC's forward variables of hypotheses: log probabilities that the frames up to u say g, ending in its last token (`spoken`)
     or in a blank (`silent`), (R, U) each; row r belongs to utterance rows_r[r].
@@ -79,9 +88,9 @@ class Prefixes:
         logprobs_ruc = self.heard.logprobs_buc[self.rows_r]
         before_ru, repeated_ru = self._before()
         scores_rc = torch.logsumexp(before_ru[..., None] + logprobs_ruc, 1)
-        again_r = self.last_r[:, None]
-        repeated_r1 = torch.logsumexp(repeated_ru + logprobs_ruc.gather(2, again_r[:, None].expand(-1, logprobs_ruc.shape[1], 1))[..., 0], 1)
-        scores_rc = scores_rc.scatter(1, again_r, repeated_r1[:, None])
+        last_ru = logprobs_ruc.gather(2, self.last_r[:, None, None].expand(-1, logprobs_ruc.shape[1], 1))[..., 0]
+        repeated_r = torch.logsumexp(repeated_ru + last_ru, 1)
+        scores_rc = scores_rc.scatter(1, self.last_r[:, None], repeated_r[:, None])
         scores_rc[:, BLANK] = NEVER
         return scores_rc
 
@@ -105,7 +114,7 @@ class Prefixes:
         self.silent_ru = torch.stack(all_silent, 1).clamp(min=NEVER)
 
     def _before(self) -> tuple[Tensor, Tensor]:
-        """(R, U) each: log p(the frames before u say g), and the same with a blank at the end, which the last token's return needs."""
+        """(R, U) each: log p(the frames before u say g), and the same with a blank at the end, for the last token's return."""
         silent_ru = torch.nn.functional.pad(self.silent_ru, (1, 0), value=NEVER)[:, :-1]
         spoken_ru = torch.nn.functional.pad(self.spoken_ru, (1, 0), value=NEVER)[:, :-1]
         silent_ru[:, 0] = torch.where(self.last_r == BLANK, 0.0, NEVER)  # before the first frame nothing has been said
@@ -129,7 +138,8 @@ def joint_search(
         written_r = torch.tensor([score for row in rows for score, _ in spoken[row]], device=llm_rc.device)
         ends = ((1 - weight) * (written_r + ended_r) + weight * prefixes.ends()).tolist()
         total_rc = (1 - weight) * (written_r[:, None] + llm_rc) + weight * prefixes.extensions()[:, 1:]
-        keep_rows, keep_places, keep_tokens, place, survivors = [], [], [], 0, []
+        kept: list[Running] = []
+        place, survivors = 0, []
         for row in rows:
             size = len(spoken[row])
             for index, (_, tokens) in enumerate(spoken[row]):
@@ -143,24 +153,23 @@ def joint_search(
                 if value <= best[row].score or value < NEVER / 10 * weight:
                     continue
                 score, tokens = spoken[row][source]
-                running.append((score + float(llm_rc[place + source, candidate]), [*tokens, int(tokens_rc[place + source, candidate])]))
-                keep_rows.append(place + source)
-                keep_places.append(candidate + 1)
-                keep_tokens.append(running[-1][1][-1])
-            if running and len(running[0][1]) >= max_tokens[row]:
+                token = int(tokens_rc[place + source, candidate])
+                written = score + float(llm_rc[place + source, candidate])
+                running.append(Running(place + source, candidate + 1, written, [*tokens, token]))
+            if running and len(running[0].tokens) >= max_tokens[row]:
                 if best[row].score == -torch.inf:
-                    best[row] = Hypothesis(running[0][1], running[0][0], "length")
-                del keep_rows[len(keep_rows) - len(running) :], keep_places[len(keep_places) - len(running) :]
-                del keep_tokens[len(keep_tokens) - len(running) :]
+                    best[row] = Hypothesis(running[0].tokens, running[0].written, "length")
                 running = []
             place += size
-            spoken[row] = running
+            spoken[row] = [(one.written, one.tokens) for one in running]
+            kept += running
             if running:
                 survivors.append(row)
         rows = survivors
         if rows:
-            kept = torch.tensor(keep_rows, device=llm_rc.device)
-            decoding.select(kept)
-            decoding.step(torch.tensor(keep_tokens, device=llm_rc.device))
-            prefixes.extend(kept, torch.tensor(keep_places, device=llm_rc.device))
+            places, chosen, ids = zip(*((one.place, one.candidate, one.tokens[-1]) for one in kept))
+            places_s = torch.tensor(places, device=llm_rc.device)
+            decoding.select(places_s)
+            decoding.step(torch.tensor(ids, device=llm_rc.device))
+            prefixes.extend(places_s, torch.tensor(chosen, device=llm_rc.device))
     return [best[row] for row in range(len(max_tokens))]
