@@ -6,9 +6,9 @@ lines with our library and one with jiwer.
 What is not installed is left out. The commands take turns; the median of each counts, and of the ratios within a turn. Of more
 than 100,000 utterances ours alone is run, once.
 
-Seen on a virtual machine with two cores (AMD EPYC) and other work beside it: at a load of about 3 sclite took 5.3 to 5.5 times as
-long as ours and jiwer's script 1.01 to 1.13 times (best of seven, four times); at a load of 6.7, where two processes gain little,
-5.0 and 0.9 times (medians of 15). A million utterances: 23 s at such a load (27 s of processor time), 1.6 GB in all.
+Seen on a virtual machine with two cores (AMD EPYC) at a load of 1, twice, medians of 11: sclite takes 5.1 and 5.6 times as long as
+ours; the counts by jiwer 1.16 and 1.18 times as long as by our library. At a load of 5 and more, where two processes gain little,
+4.2 to 5.0 and 0.85 to 1.0. A million utterances: 23 s beside other work (27 s of processor time), 1.6 GB in all.
 """
 
 from __future__ import annotations
