@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from conformer_reference import hidden_after_each_block, sinusoid
-from firered_writer import cmvn_stats, write_firered
+from firered_writer import write_firered
 from steermoe.encoders.conformer import (
     Conformer,
     ConformerEncoder,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 

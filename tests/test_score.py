@@ -17,7 +17,6 @@ from steermoe.score import read_trn, score, write_trn
 from steermoe.score import scoring
 from steermoe.score.align import align, align_ids
 from steermoe.score.beside import Process
-from steermoe.score.sclite import find_program
 
 ROOT = Path(__file__).parents[1]
 REF = {"spka-1": "the quick brown Fox", "spka-2": "hello world", "spkb-1": "a b c d e", "spkb-2": ""}

@@ -6,9 +6,12 @@ import argparse
 import errno
 import os
 import sys
-from typing import Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 from steermoe.errors import UserError
+
+if TYPE_CHECKING:
+    from steermoe.config import Config
 
 
 CONFIG_KEYS = ("encoder", "steering", "projector", "llm", "objective", "data", "augment", "optim", "train", "decode")
@@ -64,7 +67,7 @@ def split_overrides(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
     return rest, overrides
 
 
-def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, "Config"]:
+def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     """For verbs with `--config`: options that the parser does not know override configuration keys (--train-conf.seed 2)."""
     from steermoe.config import load_config
     from steermoe.registry import nearest

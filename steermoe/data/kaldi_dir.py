@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
-from steermoe.data.kaldi_files import PARTIAL_FILES, existing, fix_hint, iter_map, line_of, read_map, write_map
+from steermoe.data.kaldi_files import PARTIAL_FILES, fix_hint, iter_map, line_of, read_map, write_map
 from steermoe.data.kaldi_tools import combine, copy, fix, split, subset
 from steermoe.data.kaldi_validate import parse_positive, parse_segment, validate
 from steermoe.errors import UserError

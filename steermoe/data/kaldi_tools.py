@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
 from steermoe.data.kaldi_files import (
-    ALL_FILES, RECO_FILES, SPK_FILES, UTT_FILES, existing, iter_lines, iter_map, line_of, read_map, spk2utt_of, write_map,
+    ALL_FILES, RECO_FILES, SPK_FILES, existing, iter_lines, iter_map, read_map, spk2utt_of, write_map,
 )  # fmt: skip
 from steermoe.data.kaldi_fix import fix
 from steermoe.data.kaldi_validate import parse_positive, parse_segment
