@@ -58,6 +58,14 @@ def find_runs(best_bu: Tensor, lens_b: Tensor) -> Runs:
     return Runs(run_bu.masked_fill(~speaks_bu, -1), run_bu[:, -1] + 1)
 
 
+def best_units(scores_buc: Tensor, lens_b: Tensor) -> list[list[int]]:
+    """CTC's greedy reading: the best unit of each frame, runs merged, blanks dropped. (B, U, C + 1), (B,) -> units of every row."""
+    best_bu = scores_buc.argmax(-1)
+    run_bu = find_runs(best_bu, lens_b).run_bu
+    first_bu = (run_bu >= 0) & (run_bu != nnf.pad(run_bu, (1, 0), value=-1)[:, :-1])
+    return [(row[first] - 1).tolist() for row, first in zip(best_bu, first_bu)]
+
+
 def mean_over_runs(vectors_buh: Tensor, runs: Runs) -> Tensor:
     """(B, U, H) -> (B, N, H), the mean of each run's frames, N = max(runs.lens_b); 0 behind a row's last run. Differentiable."""
     size = max(int(runs.lens_b.max()), 1)

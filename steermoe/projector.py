@@ -1,9 +1,8 @@
 """From steered encoder frames to the LLM's soft prompt P_audio: pooling under a mask, then a linear layer D -> H.
 
 LinearProjector is the paper's: a vector for every pooled frame. StackProjector is SLAM-ASR's: stacked frames, two layers.
-TokenProjector gives a vector for every token that CTC hears.
-Shape legend: B batch, T encoder frames, U = ceil(T / kernel) pooled frames, D encoder width, H LLM width, V the LLM's vocabulary,
-N tokens heard. Source: SteerMoE (arXiv 2510.13558), the step between equations 3 and 4.
+Shape legend: B batch, T encoder frames, U = ceil(T / kernel) pooled frames, D encoder width, H LLM width.
+Source: SteerMoE (arXiv 2510.13558), the step between equations 3 and 4.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from steermoe.ctc import find_runs, mean_over_runs
 from steermoe.errors import UserError
 from steermoe.masks import length_mask
-from steermoe.registry import keywords, nearest, resolve
 
 
 def masked_pool(hidden_btd: Tensor, lens_b: Tensor, kernel: int, kind: str = "avg") -> tuple[Tensor, Tensor]:
@@ -93,62 +90,6 @@ class StackProjector(nn.Module):
         """hidden_btd (B, T, D) any float dtype, lens_b (B,) int64 -> P_audio (B, U, H) float32, audio_lens_b (B,) int64."""
         stacked, audio_lens_b = stack_frames(final_norm(hidden_btd), lens_b, self.kernel)
         return self.second(self.first(stacked.to(self.first.weight.dtype)).relu()), audio_lens_b
-
-    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        return {"projector": dict(self.named_parameters())}
-
-
-class TokenProjector(nn.Module):
-    """A soft prompt that looks like text: one vector a token, near the LLM's own embeddings. Needs an objective with CTC.
-
-    frames, frames_conf: the projector that makes the frames which are scored, any but `token`, and its keywords. candidates:
-    the tokens whose embeddings, weighted by their probabilities, make a frame's vector; frames of one token are averaged and
-    blanks left out.
-    """
-
-    def __init__(
-        self, encoder_dim: int, llm_dim: int, *, frames: str = "linear", frames_conf: dict | None = None, candidates: int = 8
-    ):
-        super().__init__()
-        if candidates < 1:
-            raise UserError(f"projector_conf.candidates: {candidates}; at least 1 is needed")
-        conf = frames_conf or {}
-        known = list(keywords("projector", frames))
-        if unknown := sorted(conf.keys() - set(known)):
-            raise UserError(f"projector_conf.frames_conf: unknown key {unknown[0]}{nearest(unknown[0], known)}")
-        self.candidates = candidates
-        self.frames = resolve("projector", frames)(encoder_dim, llm_dim, **conf)
-        self.blank = nn.Parameter(torch.zeros(llm_dim))
-        self.blank_bias = nn.Parameter(torch.zeros(()))
-
-    def attach(self, llm) -> None:
-        """The frozen LLM whose input embeddings are what frames are scored against. Not a submodule: its owner is the model."""
-        weight_vh = llm.llm.get_input_embeddings().weight
-        self.__dict__["llm"] = llm
-        self.gain = 1.0 if weight_vh.is_meta else float((weight_vh[:4096].float().std() * weight_vh.shape[1] ** 0.5).reciprocal())
-
-    def scores(self, frames_buh: Tensor) -> Tensor:
-        """(B, U, H) -> (B, U, V + 1) in the LLM's dtype, before the softmax: the blank, then every token of the LLM."""
-        weight_vh = self.llm.llm.get_input_embeddings().weight
-        blank_bu1 = (frames_buh @ self.blank + self.blank_bias)[..., None]
-        return torch.cat([blank_bu1.to(weight_vh.dtype), (frames_buh * self.gain).to(weight_vh.dtype) @ weight_vh.T], -1)
-
-    def hear(self, hidden_btd: Tensor, lens_b: Tensor, final_norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """hidden_btd (B, T, D) any float dtype, lens_b (B,) int64 -> scores (B, U, V + 1), their lengths (B,)."""
-        frames_buh, lens_b = self.frames(hidden_btd, lens_b, final_norm)
-        return self.scores(frames_buh), lens_b
-
-    def read(self, scores_buv: Tensor, lens_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of frames -> P_audio (B, N, H) float32, tokens heard (B,). Differentiable through the probabilities."""
-        runs = find_runs(scores_buv.argmax(-1), lens_b)
-        top = scores_buv[..., 1:].topk(self.candidates, -1)
-        weights_buk = top.values.float().softmax(-1)
-        vectors_buh = (weights_buk[..., None, :] @ self.llm.embed(top.indices).float())[..., 0, :]
-        return mean_over_runs(vectors_buh, runs), runs.lens_b
-
-    def forward(self, hidden_btd: Tensor, lens_b: Tensor, final_norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """hidden_btd (B, T, D) any float dtype, lens_b (B,) int64 -> P_audio (B, N, H) float32, audio_lens_b (B,) int64."""
-        return self.read(*self.hear(hidden_btd, lens_b, final_norm))
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         return {"projector": dict(self.named_parameters())}

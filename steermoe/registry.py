@@ -27,8 +27,9 @@ ROLES: dict[str, dict[str, str]] = {
     "projector": {
         "linear": "steermoe.projector:LinearProjector",
         "stack": "steermoe.projector:StackProjector",
+        "conv": "steermoe.conv_projector:ConvProjector",
         "moe_adapter": "steermoe.moe_adapter:MoEAdapter",
-        "token": "steermoe.projector:TokenProjector",
+        "token": "steermoe.token_projector:TokenProjector",
     },
     "llm": {"causal": "steermoe.llms.causal:CausalLM"},
     "objective": {"next_token": "steermoe.train.objectives:NextToken", "joint": "steermoe.train.objectives:Joint"},

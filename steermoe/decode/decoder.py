@@ -11,7 +11,7 @@ from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.data.sampler import sorted_batches
 from steermoe.decode.hypotheses import Journal
-from steermoe.decode.joint import candidates, ctc_reading, joint_search
+from steermoe.decode.joint import candidates, joint_search
 from steermoe.decode.search import Hypothesis, beam_search, greedy_search
 from steermoe.errors import UserError
 from steermoe.model import SteerMoE
@@ -35,7 +35,7 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf)
         raise UserError("decode_conf.ctc_weight: this adapter has no CTC; it needs `projector: token`, and ctc_weight 0 decodes without")
     scores_buv, lens_b = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
     if conf.ctc_weight == 1:
-        return [Hypothesis(tokens, 0.0, "end") for tokens in ctc_reading(scores_buv, lens_b)]
+        return [Hypothesis(tokens, 0.0, "end") for tokens in model.projector.reading(scores_buv, lens_b)]
     prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buv, lens_b))
     return joint_search(model.llm, *prompt, candidates(scores_buv, lens_b), limits, conf)
 

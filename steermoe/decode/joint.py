@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steermoe.config import DecodeConf
-from steermoe.ctc import BLANK, find_runs
+from steermoe.ctc import BLANK
 from steermoe.decode.search import Decoding, Hypothesis
 from steermoe.masks import length_mask
 from steermoe.merge import Merged
@@ -31,14 +31,6 @@ class Heard(NamedTuple):
 
     logprobs_buc: Tensor
     tokens_bc: Tensor
-
-
-def ctc_reading(scores_buv: Tensor, lens_b: Tensor) -> list[list[int]]:
-    """The best token of each frame, runs merged, blanks dropped: (B, U, V + 1), (B,) -> token ids of every utterance."""
-    best_bu = scores_buv.argmax(-1)
-    runs = find_runs(best_bu, lens_b)
-    first_bu = (runs.run_bu >= 0) & (runs.run_bu != torch.nn.functional.pad(runs.run_bu, (1, 0), value=-1)[:, :-1])
-    return [(row[first] - 1).tolist() for row, first in zip(best_bu, first_bu)]
 
 
 def candidates(scores_buv: Tensor, lens_b: Tensor) -> Heard:

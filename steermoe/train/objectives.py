@@ -58,7 +58,7 @@ class Joint:
             raise UserError("objective joint: CTC needs scores of tokens; set `projector: token`")
         scores_buv, lens_b = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
         targets_by, target_lens_b = answers(batch)
-        ctc = ctc_loss(scores_buv, lens_b, targets_by, target_lens_b)
+        ctc = ctc_loss(scores_buv, lens_b, *model.projector.units.spell(targets_by, target_lens_b))
         units = int(target_lens_b.sum()) + len(target_lens_b)
         stats = {"ctc": float(ctc.detach())}
         if (step is not None and step <= self.ctc_steps) or not (self.next_token or self.distill):
