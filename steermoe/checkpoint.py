@@ -14,6 +14,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save
 
+from steermoe import pretrained
 from steermoe.config import Config, config_from_dict
 from steermoe.errors import UserError
 from steermoe.fetch import MADE_HERE
@@ -37,13 +38,15 @@ def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, e
 
 
 def find_adapter(path: str | Path) -> Path:
-    """path: an adapter file, a package of stage 6, or an experiment folder. UserError says what was looked for."""
-    path = Path(path)
+    """path: an adapter file, a package of stage 6, an experiment folder, or `pretrained`. UserError says what was looked for."""
+    path = pretrained.adapter_path(path)
     if path.is_file():
         return path
     for place in PLACES:
         if (path / place).is_file():
             return path / place
+    if path == pretrained.FOLDER:
+        raise UserError(f"{path}: no adapter comes with this copy of the code; name one, as in --model egs/librispeech/exp/whisper")
     raise UserError(f"{path}: no trained adapter here (looked for {', '.join(PLACES)}); train one first: ./run.sh --stage 4")
 
 

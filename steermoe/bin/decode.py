@@ -13,12 +13,13 @@ from steermoe.bin.cli import Parser, run
 from steermoe.config import config_from_dict, load_config, parse_overrides
 from steermoe.decode.hypotheses import OUTPUTS, open_journal, write_hypotheses
 from steermoe.errors import UserError
+from steermoe.pretrained import adapter_path
 from steermoe.stamp import Stamp
 
 
 def main(argv=None) -> None:
     parser = Parser(prog="steermoe decode", description=__doc__.split("\n")[0])
-    parser.add_argument("--exp", type=Path, required=True, help="experiment folder, package or adapter file")
+    parser.add_argument("--exp", type=adapter_path, required=True, help="experiment folder, package, adapter file or `pretrained`")
     parser.add_argument("--data", type=Path, required=True, help="data.jsonl of stage 2")
     parser.add_argument("--out", type=Path, required=True, help="folder for the hypotheses")
     add_model_options(parser)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from steermoe.bin.cli import Parser, run, split_overrides
 from steermoe.bin.decode import add_model_options, decode_conf, device
 from steermoe.errors import UserError
+from steermoe.pretrained import NAME, adapter_path
 
 
 def main(argv=None) -> None:
     parser = Parser(prog="steermoe transcribe", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="experiment folder, package or adapter file")
+    parser.add_argument("--model", type=adapter_path, default=NAME, help="experiment folder, package or adapter file")
     parser.add_argument("files", nargs="+", metavar="FILE", help="any format, sampling rate and channels that soundfile reads; at most 30 s")
     parser.add_argument("--prompt", help="what the LLM is asked; default: what the adapter was trained with")
     add_model_options(parser)
