@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from steermoe.data.audio import duration, load_audio, resample
+from steermoe.data.audio import duration, load_audio, load_blocks, resample
 from steermoe.errors import UserError
 
 FORMATS = [
@@ -189,3 +189,28 @@ def test_real_speech(shared_data):
     opus = next((shared_data / "LibriSpeech").rglob("*.opus"), None)
     if opus is not None:
         assert abs(len(load_audio(opus)) / 16000 - duration(opus)) < 0.01
+
+
+@pytest.mark.parametrize("rate", [16000, 8000, 44100, 44101])
+def test_blocks_are_the_whole(tmp_path, rate, monkeypatch):
+    """Small blocks, so that a short file has many."""
+    monkeypatch.setattr("steermoe.data.audio.BLOCK_FRAMES", 7001)
+    path = write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (round(3.3 * rate), 2)), rate)
+    blocks = list(load_blocks(path))
+    whole = load_audio(path)
+    assert len(blocks) > 1 and sum(map(len, blocks)) == len(whole)
+    if rate != 44101:  # an interpolated filter begins its steps anew in every block
+        assert np.abs(np.concatenate(blocks) - whole).max() < 1e-5
+
+
+def test_blocks_refuse_what_load_audio_refuses(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 48000)
+    whole = write(tmp_path / "a.flac", samples, form="FLAC").read_bytes()
+    (tmp_path / "a.flac").write_bytes(whole[: len(whole) // 2])
+    samples[100] = np.nan
+    paths = [tmp_path / "a.flac", write(tmp_path / "nan.wav", samples, subtype="FLOAT"), write(tmp_path / "none.wav", np.zeros(0))]
+    for path, message in zip(paths, ("truncated|damaged", "NaN", "zero-length")):
+        with pytest.raises(UserError, match=f"{path.name}: .*({message})"):
+            list(load_blocks(path))
+    (tmp_path / "a.g722").write_bytes(g722_bytes())
+    assert np.array_equal(np.concatenate(list(load_blocks(tmp_path / "a.g722"))), load_audio(tmp_path / "a.g722"))

@@ -64,6 +64,47 @@ def load_audio(
     return samples if sample_rate in (None, rate) else resample(samples, rate, sample_rate)
 
 
+def load_blocks(path: str | Path, sample_rate: int = 16000) -> Iterator[np.ndarray]:
+    """What `load_audio` reads of a whole file, in blocks of about a minute: a recording of hours takes little memory. Errors as there."""
+    name = str(path)
+    if _is_g722(name):
+        blocks, rate = _g722_blocks(name), G722_RATE
+        yield from _checked(_resampled(blocks, rate, sample_rate), name)
+        return
+    with _open(name, allow_pipes=False) as audio:
+        blocks = _frame_blocks(audio, name, 0, audio.frames)
+        yield from _checked(_resampled(blocks, audio.samplerate, sample_rate), name)
+
+
+def _checked(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """UserError if there are no samples, or any that are no numbers."""
+    some = False
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise UserError(f"{name}: has samples that are NaN or infinite; write the file again or remove the utterance")
+        some = some or len(block) > 0
+        yield block
+    if not some:
+        raise UserError(f"{name}: has no samples (zero-length audio); remove the utterance")
+
+
+def _resampled(blocks: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    """Whole seconds, each with a second of its neighbours on both sides for the filter: joined, they are the whole resampled at once."""
+    if rate == sample_rate:
+        yield from blocks
+        return
+    held, before = np.zeros(0, dtype=np.float32), 0  # the first `before` samples have been resampled already
+    for block in blocks:
+        held = np.concatenate([held, block])
+        ready = (len(held) // rate - 1) * rate
+        if ready > before:
+            samples = resample(held[: ready + rate], rate, sample_rate)
+            yield samples[before // rate * sample_rate : ready // rate * sample_rate]
+            held, before = held[ready - rate :], rate
+    if len(held):
+        yield resample(held, rate, sample_rate)[before // rate * sample_rate :]
+
+
 def duration(path: str | Path, allow_pipes: bool = False) -> float:
     """Length in seconds, from the header where there is one. Errors as `load_audio`, except what only decoding can show."""
     name = str(path)
@@ -121,15 +162,19 @@ def _file_size(name: str) -> int:
 
 def _read_g722(name: str) -> np.ndarray:
     """float32 (N,) at 16 kHz."""
+    return np.concatenate([np.zeros(0, dtype=np.float32), *_g722_blocks(name)])
+
+
+def _g722_blocks(name: str) -> Iterator[np.ndarray]:
     import av
 
     _file_size(name)
     try:
         with av.open(name, format="g722") as container:
-            blocks = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+            for frame in container.decode(audio=0):
+                yield frame.to_ndarray().reshape(-1).astype(np.float32) / 32768.0
     except av.error.FFmpegError as error:
         raise UserError(f"{name}: cannot be decoded as G.722 ({error}); fetch it again or remove the utterance") from None
-    return np.concatenate(blocks).astype(np.float32) / 32768.0 if blocks else np.zeros(0, dtype=np.float32)
 
 
 @contextmanager
@@ -271,9 +316,15 @@ def _frame_range(name: str, start: float | None, end: float | None, rate: int, f
 
 
 def _read_frames(audio: soundfile.SoundFile, name: str, first: int, stop: int) -> np.ndarray:
-    """Frames [first, stop), channels averaged. Block by block, so that a wrong header cannot ask for all memory."""
+    """Frames [first, stop), channels averaged."""
     preroll = min(first, PREROLL_FRAMES.get(audio.format, 0))
-    blocks, position, unknown = [], first - preroll, stop >= 1 << 60
+    blocks = list(_frame_blocks(audio, name, first - preroll, stop))
+    return np.concatenate(blocks)[preroll:] if blocks else np.zeros(0, dtype=np.float32)
+
+
+def _frame_blocks(audio: soundfile.SoundFile, name: str, position: int, stop: int) -> Iterator[np.ndarray]:
+    """Frames [position, stop), channels averaged. Block by block, so that a wrong header cannot ask for all memory."""
+    unknown = stop >= 1 << 60
     try:
         if position:
             audio.seek(position)
@@ -281,8 +332,8 @@ def _read_frames(audio: soundfile.SoundFile, name: str, first: int, stop: int) -
             block = audio.read(min(BLOCK_FRAMES, stop - position), dtype="float32", always_2d=True)
             if not len(block):
                 break
-            blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32))
             position += len(block)
+            yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
     except soundfile.SoundFileError as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise UserError(f"{name}: damaged or truncated after {position / audio.samplerate:.2f} s ({reason}); "
@@ -290,4 +341,3 @@ def _read_frames(audio: soundfile.SoundFile, name: str, first: int, stop: int) -
     if position < stop and not unknown:
         raise UserError(f"{name}: truncated: the header promises {stop / audio.samplerate:.2f} s and only "
                         f"{position / audio.samplerate:.2f} s can be read; fetch or write it again, or remove the utterance")
-    return np.concatenate(blocks)[preroll:] if blocks else np.zeros(0, dtype=np.float32)
