@@ -67,7 +67,7 @@ class DecodeConf:
     max_tokens: int = 448
     max_tokens_per_second: float = 12.0  # an answer is at most this times the audio's length plus 10 tokens; 0: no such limit
     max_repeats: int = 4  # copies of one phrase in a row that end an answer; 0: no guard
-    unit: str = "word"  # word | char: what stage 5 scores
+    unit: str = "word"  # word | char | answer: what stage 5 scores; answer: right or wrong as a whole (bin/score_answers.py)
     normalizer: str = "english"  # none | english | chinese: what stage 5 applies to references and hypotheses first
 
 

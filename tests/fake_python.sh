@@ -49,11 +49,12 @@ case $verb in
   train) mkdir -p "${at[exp]}/checkpoints" && [ -f "${at[train]}" ] && [ -f "${at[dev]}" ] && echo > "${at[exp]}/.train.done" ;;
   decode)
     mkdir -p "$out" && echo > "$out/hyp.trn"
-    echo '{"decode_conf": {"unit": "word", "normalizer": "english"}}' > "$out/decode.json"
+    printf '{"decode_conf": {"unit": "%s", "normalizer": "english"}}\n' "${at[decode-conf.unit]:-word}" > "$out/decode.json"
     ;;
   whisper | ctc) mkdir -p "$out" && echo > "$out/hyp.trn" ;;
   score) printf '%s\n' ",--." "| SPKR    | # Snt # Wrd | Corr    Sub |" "| a       |    1     2 | 98.0    1.0 |" \
     "| Sum/Avg |    1     2 | 98.0    1.0 |" "| SPKR    | raw |" "| Sum     |  2 |" > "$out/result.txt" ;;
+  score_answers) [ -f "${at[data]}" ] && printf '%s\n' "Accuracy 60.00 [50.00, 70.00] N=5 C=3 clips=2" > "$out/result.txt" ;;
   results) echo table > "$out" ;;
   pack) mkdir -p "${at[exp]}/package" ;;
   *) echo "no such verb: $verb" >&2; exit 1 ;;

@@ -15,12 +15,15 @@ def test_read_joins_every_file(tmp_path):
     write_map(data / "utt2lang", {"a-1": "en", "a-2": "en", "b-1": "zh"})
     write_map(data / "utt2num_frames", {"a-1": 150, "a-2": 200, "b-1": 1200})
     write_map(data / "question", {"b-1": "what is said?"})
+    write_map(data / "question_type", {"b-1": "what"})
+    write_map(data / "answers", {"b-1": "two words|yes"})
     write_map(data / "feats.scp", {"a-1": "f.ark:4", "a-2": "f.ark:99[0:49]", "b-1": "f.ark:7[0:9,0:3]"})
     utterances = DataDir.read(data).utterances
     assert list(utterances) == ["a-1", "a-2", "b-1"]
     first, second, third = utterances.values()
     assert (first.spk, first.text, first.wav, first.start, first.end) == ("a", "hello world", "x/a-1.wav", None, None)
     assert (first.duration, first.lang, first.num_frames, first.question) == (1.5, "en", 150, None)
+    assert (third.question_type, third.answers, first.answers) == ("what", "two words|yes", None)
     assert second.text == "" and second.feats == "f.ark:99[0:49]"
     assert (third.text, third.duration, third.question, third.feats) == (
         "你好 Welt", 12.000063, "what is said?", "f.ark:7[0:9,0:3]"

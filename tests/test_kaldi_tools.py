@@ -178,12 +178,14 @@ def test_combine_completes_and_leaves_out(tmp_path):
     second = make(
         tmp_path / "2",
         {"utt2spk": "c-1 c\n", "text": "c-1 x\n", "wav.scp": "c-1 x/c.wav\n", "utt2dur": "c-1 2.5\n", "question": "c-1 why\n"},
+        answers="c-1 so|so\n",
+        question_type="c-1 why\n",
     )
     messages = combine([first, second], tmp_path / "o")
     assert any("not combining utt2lang" in message for message in messages)
     out = DataDir.read(tmp_path / "o").utterances
     assert (out["c-1"].start, out["c-1"].end, out["c-1"].wav, out["c-1"].question) == (0.0, 2.5, "x/c.wav", "why")
-    assert out["a-1"].question is None
+    assert (out["c-1"].question_type, out["c-1"].answers, out["a-1"].question) == ("why", "so|so", None)
     no_feats(tmp_path / "o")
 
 

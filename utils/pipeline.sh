@@ -206,6 +206,10 @@ stage_pack() {
 
 score() {
   here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" \
+  if [ "${scoring[1]}" = answer ]; then
+    here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score_answers --data "$2" --hyp "$1/hyp.trn" "${scoring[@]:2}" --out "$1"
+    return
+  fi
     --markup false --out "$1" \
     --html true --data "$2"
 }
@@ -241,7 +245,7 @@ summary() {
   for name in $test_sets; do
     for out in "$exp/decode_${name}_$decode_tag" ${own_exp:+"$own_exp/decode_$name"}; do
       printf '\n%s\n' "$out/result.txt"
-      awk '/SPKR/ && !head++ || /Sum\/Avg/ && !sum++' "$out/result.txt"
+      awk '/SPKR/ && !head++ || /Sum\/Avg/ && !sum++ || /^Accuracy /' "$out/result.txt"
     done
   done
   printf '\n%s\n%s\n' "report: $exp/RESULTS.md" \

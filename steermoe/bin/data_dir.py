@@ -110,7 +110,7 @@ def split(words: Sequence[str]) -> None:
 
 
 def combine(words: Sequence[str]) -> None:
-    """Join directories into DEST (utt2uniq, segments and question are completed, other files must be in every source)."""
+    """Join directories into DEST (utt2uniq, segments and questions are completed, other files must be in every source)."""
     parser = _parser("combine", combine.__doc__)
     parser.add_argument("--extra-files", default="", metavar="NAMES", help="further files to join, as one word")
     parser.add_argument("--skip-fix", type=boolean, default=False, metavar="BOOL", help="do not run `fix` at the end")

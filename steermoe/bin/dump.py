@@ -1,7 +1,8 @@
 """Stage 1: the frozen encoder's input features, to ark/scp.
 
 One job of many (--job N --nj NJ) writes OUT/feats.N.ark; --job 0 joins them into OUT/feats.scp and OUT/utt2num_frames. A
-killed job goes on behind its last whole utterance; the bytes are those of an uninterrupted run.
+killed job goes on behind its last whole utterance; the bytes are those of an uninterrupted run. Neighbours that are the same
+audio, such as the questions on one clip, share one matrix.
 """
 
 from __future__ import annotations
@@ -76,20 +77,26 @@ def dump_shard(args, frontend, job: int, origin: dict) -> None:
     from steermoe.data.audio import load_audio
 
     torch.set_num_threads(1)
-    ark, utterances = args.out / f"feats.{job}.ark", shard(args, job)
+    ark, sounds = args.out / f"feats.{job}.ark", same_audio(shard(args, job))
     begun = Stamp(args.out / f".feats.{job}.begun", {**origin, "nj": args.nj})
     if not begun.fresh():
         ark.unlink(missing_ok=True)
         begun.write()
-    done = whole_records(ark, [utterance.utt for utterance in utterances])
+    done = whole_records(ark, [utterances[0].utt for utterances in sounds])
+    count = sum(map(len, sounds))
     with (
         ArkWriter(ark, args.compression, resume_at=done[-1].end if done else 0) as writer,
-        Progress(f"dump {args.data.name} {job}/{args.nj}", len(utterances), "utt", len(done)) as progress,
+        Progress(f"dump {args.data.name} {job}/{args.nj}", count, "utt", sum(map(len, sounds[: len(done)]))) as progress,
     ):
-        for utterance in utterances[len(done) :]:
+        for utterance, *others in sounds[len(done) :]:
             samples_n = load_audio(utterance.wav, utterance.start, utterance.end, allow_pipes=args.allow_pipes)
             writer.write(utterance.utt, frontend(torch.from_numpy(samples_n)).numpy())
-            progress.update()
+            progress.update(1 + len(others))
+
+
+def same_audio(utterances: list) -> list[list]:
+    """Runs of neighbours that are the same part of the same recording."""
+    return [list(run) for _, run in itertools.groupby(utterances, lambda utterance: (utterance.wav, utterance.start, utterance.end))]
 
 
 def shard(args, job: int) -> list:
@@ -114,12 +121,13 @@ def merge_shards(args) -> int:
     """feats.scp and utt2num_frames over all jobs, in the data directory's order. UserError if a job has not finished."""
     scp, frames = [], []
     for job in range(1, args.nj + 1):
-        ark, utts = args.out / f"feats.{job}.ark", [utterance.utt for utterance in shard(args, job)]
-        entries = whole_records(ark, utts)
-        if len(entries) < len(utts):
-            raise UserError(f"{ark}: {len(entries)} of {len(utts)} utterances; run stage 1 again, it goes on where it was")
-        scp += [f"{entry.utt} {ark}:{entry.offset}\n" for entry in entries]
-        frames += [f"{entry.utt} {entry.rows}\n" for entry in entries]
+        ark, sounds = args.out / f"feats.{job}.ark", same_audio(shard(args, job))
+        entries = whole_records(ark, [utterances[0].utt for utterances in sounds])
+        if len(entries) < len(sounds):
+            raise UserError(f"{ark}: {len(entries)} of {len(sounds)} utterances; run stage 1 again, it goes on where it was")
+        pairs = [(utterance.utt, entry) for utterances, entry in zip(sounds, entries) for utterance in utterances]
+        scp += [f"{utt} {ark}:{entry.offset}\n" for utt, entry in pairs]
+        frames += [f"{utt} {entry.rows}\n" for utt, entry in pairs]
     for name, lines in (("utt2num_frames", frames), ("feats.scp", scp)):
         with atomic_write(args.out / name) as stream:
             stream.writelines(lines)

@@ -20,7 +20,7 @@ def main(argv=None) -> None:
     parser.add_argument("--feats", type=Path, required=True, help="folder of stage 1 with feats.scp and utt2num_frames")
     parser.add_argument("--out", type=Path, required=True, help="the data.jsonl to write")
     args, config = parse_with_config(parser, argv)
-    names = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "question")
+    names = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "question", "question_type", "answers")
     inputs = [args.data / name for name in names] + [args.feats / "feats.scp", args.feats / "utt2num_frames"]
     settings = {"data_conf": vars(config.data_conf), "llm_conf": config.llm_conf}
     stamp = Stamp(stamp_of(args.out), settings, inputs)
@@ -76,7 +76,8 @@ def make_entries(data: Path, feats: Path, config) -> tuple[list[dict], Counter]:
             "start": utterance.start,
             "end": utterance.end,
         }
-        entries.append(entry | ({"prompt": utterance.question} if utterance.question else {}))
+        own = {"prompt": utterance.question, "question_type": utterance.question_type, "answers": utterance.answers}
+        entries.append(entry | {name: value for name, value in own.items() if value})
     return entries, dropped
 
 

@@ -10,6 +10,7 @@ from steermoe.bin.cli import Parser, run
 from steermoe.bin.show_result import rate_cells
 from steermoe.errors import UserError
 from steermoe.files import atomic_write, read_json, read_jsonl
+from steermoe.score.answers_report import tables
 
 HEAD = "|dataset|Snt|Wrd|Corr|Sub|Del|Ins|Err|S.Err|95 % interval of Err|x real time|\n|---|---|---|---|---|---|---|---|---|---|---|\n"
 
@@ -35,7 +36,7 @@ def make_results(exp: Path, own: Path | None) -> str:
     log = list(read_jsonl(exp / "log" / "train.jsonl"))
     best = min((line for line in log if "dev_loss" in line), key=lambda line: line["dev_loss"])
     summary = read_json(folders[0] / "summary.json")
-    unit = {"word": "Words", "char": "Characters"}[summary["unit"]]
+    unit = {"word": "Words", "char": "Characters", "answer": "Answers"}[summary["unit"]]
     parts = [
         f"# {exp.name}\n",
         f"- made by: `./run.sh{command(exp)}`",
@@ -43,9 +44,13 @@ def make_results(exp: Path, own: Path | None) -> str:
         f"- trained on: {environment['processor']}, GPU {environment['gpu']}",
         f"- {len(log)} steps, {sum(line['seconds'] for line in log) / 60:.1f} min; the adapter is that of step {best['step']} "
         f"(dev loss {best['dev_loss']:.3f} a token)",
-        f"- rates in %, {unit.lower()} after normaliser `{summary['normalizer']}`; intervals: bootstrap by utterance\n",
+        f"- rates in %, {unit.lower()} after normaliser `{summary['normalizer']}`; intervals: bootstrap by "
+        f"{'clip' if unit == 'Answers' else 'utterance'}\n",
         HEAD + "".join(row(folder) for folder in folders),
     ]
+    for folder in folders:
+        if "answers" in (summary := read_json(folder / "summary.json")):
+            parts.append(f"## Answers on {folder.name.removeprefix('decode_')}\n\n{tables(summary)}")
     if own:
         rows = "".join(row(folder.parent) for folder in sorted(own.glob("decode_*/summary.json")))
         parts.append(f"The frozen encoder's own decoder ({own.name}) on the same sets:\n\n{HEAD}{rows}")

@@ -1,7 +1,7 @@
 """`data.jsonl` of stage 2: one utterance a line, with what the sampler needs to know of it.
 
 Keys of a line: utt, spk, text, feats ("ark:offset"), num_frames, duration (s), num_tokens, wav, start, end (s or null), and
-optionally prompt (the user's words for this utterance instead of data_conf.prompt).
+optionally prompt (the user's words for this utterance instead of data_conf.prompt), question_type and answers (`a|b|c`).
 """
 
 from __future__ import annotations

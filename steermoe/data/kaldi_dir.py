@@ -30,7 +30,9 @@ class Utterance:
     end: float | None = None
     duration: float | None = None  # utt2dur, else the segment's length
     lang: str | None = None
-    question: str | None = None
+    question: str | None = None  # the user's words for this utterance: the prompt
+    question_type: str | None = None  # one word; scores are given apart for each
+    answers: str | None = None  # those of all annotators, `|` between them; `text` is the one to learn
     feats: str | None = None  # `file.ark:offset[first:last]`, see steermoe.data.ark.read_matrix
     num_frames: int | None = None
 
@@ -50,7 +52,7 @@ class DataDir:
         """Reads and joins the files. No audio is opened.
 
         require: files that must be there besides utt2spk. Others that are there are read too: segments, utt2lang, utt2dur,
-        utt2num_frames, feats.scp, question. allow_pipes: whether wav.scp may hold commands (`cmd |`).
+        utt2num_frames, feats.scp, question, question_type, answers. allow_pipes: whether wav.scp may hold commands (`cmd |`).
         UserError names the file and the line: a missing or unsorted file, a key twice or in one file only, not UTF-8, a pipe, a
         badly formed segment or number.
         """
@@ -144,6 +146,8 @@ FIELDS: tuple[tuple[str, str, Callable], ...] = (
     ("text", "text", _text),
     ("utt2lang", "lang", _text),
     ("question", "question", _text),
+    ("question_type", "question_type", _text),
+    ("answers", "answers", _text),
     ("utt2dur", "duration", parse_positive),
     ("feats.scp", "feats", _text),
     ("utt2num_frames", "num_frames", _integer),

@@ -15,13 +15,14 @@ from steermoe.files import atomic_write
 # What each file is indexed by. wav.scp is indexed by recording where there is a segments file, else by utterance.
 UTT_FILES = (
     *("utt2spk", "text", "segments", "feats.scp", "vad.scp"),
-    *("utt2lang", "utt2uniq", "utt2dur", "utt2num_frames", "utt2warp", "question"),
+    *("utt2lang", "utt2uniq", "utt2dur", "utt2num_frames", "utt2warp"),
+    *("question", "question_type", "answers"),
 )
 SPK_FILES = ("spk2utt", "cmvn.scp", "spk2gender", "spk2warp")
 RECO_FILES = ("wav.scp", "reco2file_and_channel", "reco2dur")
 ALL_FILES = UTT_FILES + SPK_FILES + RECO_FILES
 # Only some utterances of a mixed set have a question; a transcript may be empty.
-PARTIAL_FILES = ("question",)
+PARTIAL_FILES = ("question", "question_type", "answers")
 EMPTY_VALUE_ALLOWED = ("text",)
 
 

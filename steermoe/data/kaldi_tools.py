@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
 from steermoe.data.kaldi_files import (
-    ALL_FILES, RECO_FILES, SPK_FILES, existing, iter_lines, iter_map, read_map, spk2utt_of, write_map,
+    ALL_FILES, PARTIAL_FILES, RECO_FILES, SPK_FILES, existing, iter_lines, iter_map, read_map, spk2utt_of, write_map,
 )  # fmt: skip
 from steermoe.data.kaldi_fix import fix
 from steermoe.data.kaldi_validate import parse_positive, parse_segment
@@ -251,8 +251,9 @@ def _write_parts(source: Path, parts: dict[Path, list[str]]) -> None:
 def combine(paths: Sequence[str | Path], out: str | Path, extra_files: Iterable[str] = (), skip_fix: bool = False) -> list[str]:
     """Joins directories into one and returns messages.
 
-    A file is joined if every source has it (the others are named in the messages), but utt2uniq, segments and question if any has
-    it: utt2uniq is then the utterance itself and segments the whole recording (its length from utt2dur or the audio file).
+    A file is joined if every source has it (the others are named in the messages), but utt2uniq, segments, question,
+    question_type and answers if any has it: utt2uniq is then the utterance itself and segments the whole recording (its length
+    from utt2dur or the audio file).
     extra_files: further `key value` files. skip_fix: do not run `fix` at the end.
     UserError if one utterance or recording stands in two sources with different values.
     """
@@ -269,7 +270,7 @@ def combine(paths: Sequence[str | Path], out: str | Path, extra_files: Iterable[
             continue
         if all(has):
             streams = [iter_map(source / name) for source in sources]
-        elif name in ("utt2uniq", "segments", "question"):
+        elif name in ("utt2uniq", "segments", *PARTIAL_FILES):
             streams = [iter_map(source / name) if there else _generated(source, name) for source, there in zip(sources, has)]
         else:
             missing = next(source for source, there in zip(sources, has) if not there)
@@ -286,7 +287,7 @@ def combine(paths: Sequence[str | Path], out: str | Path, extra_files: Iterable[
 
 def _generated(source: Path, name: str) -> list[tuple[int, str, str]]:
     """Lines of a file that a source does not have and that its others need."""
-    if name == "question":
+    if name in PARTIAL_FILES:
         return []
     if name == "utt2uniq":
         return [(number, utt, utt) for number, utt, _ in iter_map(source / "utt2spk")]

@@ -95,7 +95,7 @@ class _Check:
         self.check_keys("spk2gender", self.speakers, "spk2utt", _gender)
         self.check_keys("spk2warp", self.speakers, "spk2utt", _warp)
         self.check_keys("utt2warp", self.utts, "utt2spk", _warp)
-        for name in ("vad.scp", "utt2lang", "utt2uniq", "question"):
+        for name in ("vad.scp", "utt2lang", "utt2uniq", *PARTIAL_FILES):
             self.check_keys(name, self.utts, "utt2spk")
         self.check_keys("utt2dur", self.utts, "utt2spk", parse_positive)
         self.check_keys("utt2num_frames", self.utts, "utt2spk", lambda value, where: parse_positive(value, where, whole=True))
