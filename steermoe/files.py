@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import IO, Any, Iterator, Sequence
+
+import numpy as np
 
 from steermoe.errors import UserError
 
@@ -73,6 +76,35 @@ def read_jsonl(path: str | Path) -> Iterator[dict]:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not JSON ({error.msg}); remove the file and run the stage again") from None
+
+
+class JsonLines(Sequence):
+    """A file of one dict a line, each parsed when it is asked for: memory holds only where the lines end, 8 bytes each.
+
+    The file that was opened is the one that is read, also when another takes its name. UserError as `read_jsonl`, at the access.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{path}: no such file")
+        self.stream = open(path, "rb")
+        self.ends = np.fromiter(itertools.accumulate(map(len, self.stream)), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> dict:
+        index = range(len(self))[index]
+        begin = int(self.ends[index - 1]) if index else 0
+        line = os.pread(self.stream.fileno(), int(self.ends[index]) - begin, begin)
+        try:
+            return json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            what = "not UTF-8"
+        except json.JSONDecodeError as error:
+            what = f"not JSON ({error.msg})"
+        raise UserError(f"{self.path}:{index + 1}: {what}; remove the file and run the stage again")
 
 
 def resume_jsonl(path: str | Path) -> list[dict]:

@@ -87,6 +87,14 @@ def test_every_factor_is_drawn_about_as_often():
     assert sorted(set(lengths)) == [1455, 1600, 1778] and all(70 < lengths.count(n) < 130 for n in (1455, 1600, 1778))
 
 
+def test_speeds_are_drawn_evenly_and_anew_in_every_epoch():
+    augment = Augment(AugmentConf(speed=[0.9, 1.0, 1.1]), 1)
+    drawn = [[augment.speed(f"utt{index}", epoch) for index in range(600)] for epoch in (0, 1)]
+    assert all(150 < row.count(speed) < 250 for row in drawn for speed in (0.9, 1.0, 1.1))
+    assert 150 < sum(one == other for one, other in zip(*drawn)) < 250
+    assert drawn[0] == [Augment(AugmentConf(speed=[0.9, 1.0, 1.1]), 1).speed(f"utt{index}", 0) for index in range(600)]
+
+
 def test_what_would_get_too_long_for_the_encoder_keeps_its_speed(data):
     slow = Augment(AugmentConf(speed=[0.8]), 1)
     assert len(slow.samples(tone(24.0), "u", 0, max_seconds=30.0)) == 30 * RATE

@@ -35,8 +35,9 @@ def test_samples(tiny_config, tiny_model, data):
 
 
 def test_an_utterances_own_prompt(tiny_config, tiny_model, data):
-    data.entries[0]["prompt"] = "what is in <audio> here?"
-    first = AdapterWatch(tiny_model, data, "x", tiny_config.decode_conf)()[1][0]
+    own = data.path.read_text().replace("{", '{"prompt": "what is in <audio> here?", ', 1)
+    data.path.write_text(own)
+    first = AdapterWatch(tiny_model, AudioTextDataset(data.path), "x", tiny_config.decode_conf)()[1][0]
     assert "user\nwhat is in <audio> here?<|im_end|>" in first["prompt"]
 
 

@@ -8,6 +8,7 @@ reverberant speech" (reverberation and noise); Park et al. 2019, "SpecAugment", 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -103,7 +104,7 @@ class Augment:
         """
         conf, rng = self.conf, self._rng(epoch, SAMPLES_STREAM, utt)
         if conf.speed:
-            factor = float(rng.choice(conf.speed))  # the first draw: `speed` makes it too
+            factor = self.speed(utt, epoch)
             if len(samples_n) <= max_seconds * self.sample_rate * factor:
                 samples_n = change_speed(samples_n, factor, self.sample_rate)
         if (self.simulated or self.rirs) and rng.random() < conf.reverb_prob:
@@ -115,7 +116,11 @@ class Augment:
 
     def speed(self, utt: str, epoch: int) -> float:
         """The factor that `samples` draws for this utterance in this epoch; 1 without speed perturbation."""
-        return float(self._rng(epoch, SAMPLES_STREAM, utt).choice(self.conf.speed)) if self.conf.speed else 1.0
+        if not self.conf.speed:
+            return 1.0
+        # A hash, not a generator: the sampler asks for every utterance of the corpus at the beginning of every epoch.
+        draw = hashlib.blake2b(f"{self.seed} {epoch} {utt}".encode(), digest_size=8).digest()
+        return float(self.conf.speed[int.from_bytes(draw, "little") % len(self.conf.speed)])
 
     def feats(self, feats_fm: Tensor, utt: str, epoch: int) -> Tensor:
         """SpecAugment: (F, M) float32 -> the same shape. UserError if a mask could cover every band."""

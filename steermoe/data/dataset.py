@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from steermoe.data.audio import load_audio
 from steermoe.data.augment import Augment, refuse_command
 from steermoe.encoders.base import Frontend
 from steermoe.errors import UserError
-from steermoe.files import read_jsonl
+from steermoe.files import JsonLines
 
 KEYS = {"utt", "spk", "text", "feats", "num_frames", "duration", "num_tokens"}
 
@@ -31,7 +32,9 @@ class Example(NamedTuple):
 
 
 class AudioTextDataset:
-    """Reads features when an utterance is asked for; memory grows with the number of lines only.
+    """Reads a line and its features when an utterance is asked for; memory holds two numbers an utterance.
+
+    entries: the lines, each a dict of its own that is made when it is asked for.
 
     augment: None or all off gives the dumped features as they are. Waveform augmentation reads the audio again and puts it
     through `frontend`, the encoder's own. epoch: which of the augmented versions; whoever goes through the data sets it.
@@ -40,17 +43,21 @@ class AudioTextDataset:
     def __init__(self, path: str | Path, augment: Augment | None = None, frontend: Frontend | None = None):
         self.path, self.augment, self.frontend = Path(path), augment, frontend
         self.epoch = 0
-        self.entries = list(read_jsonl(path))
+        self.entries = JsonLines(path)
         if not self.entries:
             raise UserError(f"{path}: no utterance in it; stage 2 says why utterances were dropped")
-        for number, entry in enumerate(self.entries, 1):
-            if missing := KEYS - entry.keys():
-                raise UserError(f"{path}:{number}: no {sorted(missing)[0]!r}; remove the file and run stage 2 again")
         if augment is not None and augment.conf.freq_masks and not getattr(frontend, "bands", True):
             raise UserError(f"augment_conf.freq_masks: {frontend.name} are samples, not bands of frequency; set it to 0")
-        if self.waveform:
-            for index in range(len(self)):
-                self._wav(index)
+        self.num_frames = np.fromiter(self._checked_frames(), np.int32, len(self))
+
+    def _checked_frames(self) -> Iterator[int]:
+        """num_frames of every line. UserError for a line that lacks something."""
+        for index, entry in enumerate(self.entries):
+            if missing := KEYS - entry.keys():
+                raise UserError(f"{self.path}:{index + 1}: no {sorted(missing)[0]!r}; remove the file and run stage 2 again")
+            if self.waveform:
+                self._wav(index, entry)
+            yield entry["num_frames"]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -62,7 +69,7 @@ class AudioTextDataset:
 
     def lengths(self) -> list[int]:
         """Input frames of every utterance, where speed perturbation is on in this epoch (a frame or two of rounding aside)."""
-        frames = [entry["num_frames"] for entry in self.entries]
+        frames = self.num_frames.tolist()
         if not self.waveform:
             return frames
         speeds = [self.augment.speed(entry["utt"], self.epoch) for entry in self.entries]
@@ -80,16 +87,16 @@ class AudioTextDataset:
     def samples(self, index: int) -> Tensor:
         """The utterance's audio, float32 (N,) at 16 kHz, augmented as `self[index]` is. UserError as `load_audio`."""
         entry = self.entries[index]
-        samples_n = load_audio(self._wav(index), entry.get("start"), entry.get("end"))
+        samples_n = load_audio(self._wav(index, entry), entry.get("start"), entry.get("end"))
         if self.waveform:
             longest = self.frontend.max_frames
             max_seconds = longest / self.frontend.frames_per_second if longest else math.inf
             samples_n = self.augment.samples(samples_n, entry["utt"], self.epoch, max_seconds)
         return torch.from_numpy(samples_n)
 
-    def _wav(self, index: int) -> str:
+    def _wav(self, index: int, entry: dict) -> str:
         """UserError if there is no audio file that training can read."""
-        wav = self.entries[index].get("wav")
+        wav = entry.get("wav")
         if not wav:
             raise UserError(f"{self.path}:{index + 1}: no 'wav'; remove the file and run stage 2 again")
         refuse_command(wav, f"{self.path}:{index + 1}")

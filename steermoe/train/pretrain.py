@@ -109,8 +109,8 @@ class PretrainDataset(AudioTextDataset):
     def __init__(self, path, teacher_frontend=None, augment: Augment | None = None):
         super().__init__(path, augment, teacher_frontend or KaldiFbank())
         self.teacher_frontend, self.fbank = teacher_frontend, KaldiFbank()
-        for index in range(len(self)):  # every item reads its audio
-            self._wav(index)
+        for index, entry in enumerate(self.entries):  # every item reads its audio
+            self._wav(index, entry)
 
     def __getitem__(self, index: int) -> PretrainExample:
         entry, samples_n = self.entries[index], self.samples(index)
