@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Iterable, Mapping, NamedTuple, Sequence
 
 from steermoe.data.audio import duration
-from steermoe.data.kaldi_files import spk2utt_of, write_map
+from steermoe.data.kaldi_files import PARTIAL_FILES, spk2utt_of, write_map
 from steermoe.errors import UserError
 from steermoe.files import atomic_write
 from steermoe.progress import Progress
@@ -17,12 +17,18 @@ from steermoe.stamp import Stamp
 
 
 class Sentence(NamedTuple):
-    """One utterance: utt begins with spk, text is what is said, audio is a file of any format that `load_audio` reads."""
+    """One utterance: utt begins with spk, text is what is said, audio is a file of any format that `load_audio` reads.
+
+    Of a question about a clip, text is the answer, spk the clip, question the prompt, answers those of all annotators (`a|b|c`).
+    """
 
     utt: str
     spk: str
     text: str
     audio: Path
+    question: str = ""
+    question_type: str = ""
+    answers: str = ""
 
 
 def prepare(out: Path, sets: Mapping[str, Sequence[Sentence]], script: Path) -> None:
@@ -51,7 +57,9 @@ def prepare(out: Path, sets: Mapping[str, Sequence[Sentence]], script: Path) -> 
 
 
 def write_set(folder: Path, sentences: Sequence[Sentence]) -> None:
-    """A Kaldi directory with wav.scp, text, utt2spk, spk2utt and utt2dur. Unreadable audio is named, dropped and counted."""
+    """A Kaldi directory: wav.scp, text, utt2spk, spk2utt, utt2dur; question, question_type and answers of those that have them.
+    Unreadable audio is named, dropped and counted.
+    """
     seconds: dict[str, float] = {}
     kept: dict[str, Sentence] = {}
     with Progress(f"data_prep {folder.name}", len(sentences), "utt") as progress:
@@ -73,9 +81,16 @@ def write_set(folder: Path, sentences: Sequence[Sentence]) -> None:
     write_map(folder / "utt2spk", speakers)
     write_map(folder / "spk2utt", spk2utt_of(speakers))
     write_map(folder / "utt2dur", seconds)
+    for name in PARTIAL_FILES:
+        values = {utt: value for utt, sentence in kept.items() if (value := getattr(sentence, name))}
+        if values:
+            write_map(folder / name, values)
+        else:
+            (folder / name).unlink(missing_ok=True)
     dropped = len(sentences) - len(kept)
     print(
-        f"data_prep: {folder}: {len(kept)} utterances, {len(set(speakers.values()))} speakers, "
+        f"data_prep: {folder}: {len(kept)} utterances, {len(set(speakers.values()))} "
+        f"{'clips' if all(sentence.question for sentence in kept.values()) else 'speakers'}, "
         f"{sum(seconds.values()) / 3600:.2f} h"
         + (f", {dropped} dropped: unreadable" if dropped else ""),
         file=sys.stderr,

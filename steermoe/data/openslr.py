@@ -16,6 +16,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -34,7 +36,8 @@ ELSEWHERE = "or take the recipe that needs neither: cd ../asterisk && ./run.sh"
 
 class Archive(NamedTuple):
     """file: its path below the mirror, "12/dev-clean.tar.gz". md5: 32 hex digits, as published beside it.
-    makes: what is there when it has been unpacked, below the folder of downloads, "LibriSpeech/dev-clean".
+    makes: what is there when it has been unpacked, below the folder of downloads, "LibriSpeech/dev-clean": a folder of the tar
+    file; the folder into which a zip file is unpacked; a file of the archive's own name where there is nothing to unpack.
     """
 
     file: str
@@ -48,7 +51,7 @@ class Archive(NamedTuple):
 
 def missing(archives: Sequence[Archive], downloads: str | Path) -> list[Archive]:
     """Those that have not been unpacked yet."""
-    return [archive for archive in archives if not (Path(downloads) / archive.makes).is_dir()]
+    return [archive for archive in archives if not (Path(downloads) / archive.makes).exists()]
 
 
 def check(archives: Sequence[Archive], downloads: str | Path, corpus: str, mirror: str = MIRROR) -> None:
@@ -96,7 +99,8 @@ def fetch(archives: Sequence[Archive], downloads: str | Path, corpus: str, mirro
         elif _md5(path) != archive.md5:
             raise UserError(f"{path}: its MD5 is not {archive.md5}: damaged, or another archive; remove it and run again")
         _unpack(archive, path, downloads)
-        print(f"download: {downloads / archive.makes} ready; {path} is not needed any more", file=sys.stderr)
+        unneeded = f"; {path} is not needed any more" * path.is_file()
+        print(f"download: {downloads / archive.makes} ready{unneeded}", file=sys.stderr)
     for archive in archives:
         if archive not in todo:
             print(f"download: {downloads / archive.makes} up to date", file=sys.stderr)
@@ -209,11 +213,18 @@ def _md5(path: Path) -> str:
 
 def _unpack(archive: Archive, path: Path, downloads: Path) -> None:
     """Into a folder of its own, from where only the finished content is moved."""
+    if Path(archive.makes).name == archive.name:
+        (downloads / archive.makes).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, downloads / archive.makes)
+        return
     work = downloads / f".unpack.{archive.name}"
     shutil.rmtree(work, ignore_errors=True)
     print(f"download: unpacking {path}", file=sys.stderr)
-    unpack_tar(path, work)
     made = work / archive.makes
+    if path.suffix == ".zip":
+        unpack_zip(path, made)
+    else:
+        unpack_tar(path, work)
     if not made.is_dir():
         raise UserError(f"{path}: has no {archive.makes} in it; remove it and run again")
     for inner in sorted(made.glob("wav/*.tar.gz")):  # AISHELL: an archive for each speaker
@@ -225,6 +236,20 @@ def _unpack(archive: Archive, path: Path, downloads: Path) -> None:
         os.replace(note, target.parent / note.name)
     os.replace(made, target)
     shutil.rmtree(work)
+
+
+def unpack_zip(path: Path, out: Path) -> None:
+    """As unpack_tar; a link in a zip file becomes a plain file that holds its target's name."""
+    out.mkdir(parents=True, exist_ok=True)
+    root = out.resolve()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if not (root / member.filename).resolve().is_relative_to(root):
+                    raise UserError(f"{path}: {member.filename!r} is outside its folder; it is not the corpus")
+                archive.extract(member, root)
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path}: a broken archive ({error}); remove it and run again") from None
 
 
 def unpack_tar(path: Path, out: Path) -> None:
