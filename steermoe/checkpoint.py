@@ -14,15 +14,14 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save
 
-from steermoe import pretrained
 from steermoe.config import Config, config_from_dict
 from steermoe.errors import UserError
 from steermoe.fetch import MADE_HERE
 from steermoe.files import atomic_write
 from steermoe.model import SteerMoE
+from steermoe.pretrained import find_adapter
 
 FORMAT = "steermoe-adapter-1"
-PLACES = ("adapter.safetensors", "checkpoints/best.safetensors")
 
 
 def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, environment: dict) -> None:
@@ -37,17 +36,15 @@ def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, e
         stream.write(save(model.adapter_state(), {"steermoe": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}))
 
 
-def find_adapter(path: str | Path) -> Path:
-    """path: an adapter file, a package of stage 6, an experiment folder, or `pretrained`. UserError says what was looked for."""
-    path = pretrained.adapter_path(path)
-    if path.is_file():
-        return path
-    for place in PLACES:
-        if (path / place).is_file():
-            return path / place
-    if path == pretrained.FOLDER:
-        raise UserError(f"{path}: no adapter comes with this copy of the code; name one, as in --model egs/librispeech/exp/whisper")
-    raise UserError(f"{path}: no trained adapter here (looked for {', '.join(PLACES)}); train one first: ./run.sh --stage 4")
+def halve_adapter(source: Path, target: Path) -> None:
+    """Copies an adapter file in float16, half of its bytes; what float16 cannot hold stays float32. Loading makes it float32 again."""
+    with safetensors.safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(source)
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    halves = {name: half if torch.isfinite(half).all() else tensors[name] for name, half in halves.items()}
+    with atomic_write(target, "wb") as stream:
+        stream.write(save(halves, metadata))
 
 
 def read_metadata(path: Path) -> tuple[Config, dict]:
@@ -84,18 +81,22 @@ def load_model(
     if dtype:
         config.encoder_conf["dtype"] = config.llm_conf["dtype"] = dtype
     model = SteerMoE.from_config(config, device)
-    for role in ("encoder", "llm"):
-        base, known = getattr(model, role), metadata[f"{role}_sha256"]
-        if base.fingerprint != known:
-            raise UserError(
-                f"{path}: trained on another {role} than {base.model!r} (SHA-256 of the weights {known[:12]}…, found "
-                f"{base.fingerprint[:12]}…); give the right one with --{role}-model DIR"
-            )
+    check_bases(path, metadata, model, "give the right one with --{role}-model DIR")
     try:
         model.load_adapter_state(load_file(path, device=device))
     except RuntimeError as error:
         raise UserError(f"{path}: its tensors do not fit its configuration ({error}); copy it again") from None
     return model.eval(), config
+
+
+def check_bases(path: Path, metadata: dict, model: SteerMoE, fix: str) -> None:
+    """UserError if a frozen model is not the one that the adapter was trained on; fix: what to do about `{role}`."""
+    for role, found in model.bases().items():
+        if (known := metadata[f"{role}_sha256"]) != found:
+            raise UserError(
+                f"{path}: trained on another {role} than {getattr(model, role).model!r} (SHA-256 of the weights {known[:12]}…, found "
+                f"{found[:12]}…); {fix.format(role=role)}"
+            )
 
 
 def save_resume(path: str | Path, state: dict) -> None:

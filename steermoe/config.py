@@ -2,7 +2,8 @@
 
 Every key is known: an unknown one is an error that names the nearest. Any key can be overridden on the command line by its
 path: `--train-conf.max-steps 100`, `--optim-conf.lr.router 1e-3`, `--projector linear`. Layers, each over the one before: a
-recipe's file, a preset (steermoe/presets/NAME.yaml: the paper's models and settings), its variant, the command line.
+recipe's file, a preset (steermoe/presets/NAME.yaml: the paper's models and settings), its variant, the adapter that training
+starts at (steermoe.warm_start), the command line.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class DecodeConf:
 
 @dataclass
 class Config:
+    init: str = ""  # adapter whose tensors training starts at: `pretrained`, an experiment folder, a package, a file; "": random ones
     encoder: str = "whisper"
     encoder_conf: dict[str, Any] = field(default_factory=lambda: {"model": "whisper-tiny.en"})
     steering: str = "moe"
@@ -105,15 +107,23 @@ PAPER = "paper"  # the variant that a preset is without another
 
 
 def load_config(
-    path: str | Path | None, overrides: list[str] | None = None, preset: str | None = None, variant: str = PAPER
+    path: str | Path | None, overrides: list[str] | None = None, preset: str | None = None, variant: str = PAPER, init: str = ""
 ) -> Config:
     """path: a YAML file (None: the defaults). overrides: words as they came, ["--train-conf.seed", "2", …]. preset: W7B, C3B or
-    C7B, over the file. UserError names the file and the nearest known key, or the value that does not fit its type.
+    C7B, over the file. init: a trained adapter, its settings over both. UserError names the file and the nearest known key, or the
+    value that does not fit its type.
     """
     tree = read_layers(path, preset, variant)
+    if init:
+        from steermoe import warm_start  # needs torch, as nothing else here does
+
+        tree = _over(tree, warm_start.init_layer(init, tree))
     for key, value in parse_overrides(overrides or []):
         _set(tree, key, value)
-    return config_from_dict(tree, str(path or "configuration") + (f" with --preset {preset}" if preset else ""))
+    config = config_from_dict(tree, str(path or "configuration") + (f" with --preset {preset}" if preset else ""))
+    if init:
+        warm_start.check_names(config)
+    return config
 
 
 def load_as(cls: type, path: str | Path, overrides: list[str] | None = None) -> Any:
@@ -224,6 +234,18 @@ def _check_role(config: Config, role: str, where: str) -> None:
         if default is inspect.Parameter.empty and key not in given:
             raise UserError(f"{where}: {role}_conf.{key} is missing; {role} {getattr(config, role)!r} needs it")
         given.setdefault(key, default)
+
+
+def differences(before: dict, now: dict, may_change: tuple[str, ...] = (), prefix: str = "") -> list[str]:
+    """Keys whose values differ, as text: ["train_conf.seed was 1, is 2"]. may_change: paths of keys that do not count."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        path, old, new = prefix + key, before.get(key), now.get(key)
+        if path in may_change or old == new:
+            continue
+        both = isinstance(old, dict) and isinstance(new, dict)
+        found += differences(old, new, may_change, path + ".") if both else [f"{path} was {old}, is {new}"]
+    return found
 
 
 def parse_overrides(words: list[str]) -> list[tuple[list[str], Any]]:

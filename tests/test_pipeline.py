@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = """stage stop-stage encoder train-config preset variant decode-config tag encoder-model llm seed corpus test-sets own-score lang nj
+OPTIONS = """stage stop-stage encoder train-config preset variant init decode-config tag encoder-model llm seed corpus test-sets own-score lang nj
 ngpu cmd-backend backfill allow-pipes dry-run verbose""".split()
 
 RUN_SH = """#!/usr/bin/env bash
@@ -221,6 +221,18 @@ def test_a_preset_names_the_experiment_and_reaches_every_verb(recipe):
     assert calls and all(mine in line for line in calls)
     assert (recipe.folder / "exp/C3B_authors_code_seed3/RESULTS.md").exists()
     assert not list(recipe.folder.glob("exp/own*"))  # the preset's encoder, not the file's, has no decoder of its own
+
+
+def test_an_init_names_the_experiment_and_reaches_every_verb(recipe):
+    status, _, err = recipe.run("--init", "../other/exp/best/", "--seed", "3", "--own-score", "false")
+    assert status == 0, err
+    mine = "--config conf/train_whisper.yaml --init ../other/exp/best/ --train-conf.seed 3"
+    calls = [line for line in recipe.calls() if line.split()[0] in ("fetch", "dump", "prepare_text", "prepare_model", "train")]
+    assert calls and all(mine in line for line in calls)
+    exp = recipe.folder / "exp/whisper_init_best_seed3"
+    assert (exp / "RESULTS.md").exists() and "--init ../other/exp/best/ --seed 3" in (exp / "run.sh").read_text()
+    assert recipe.run("--init", "pretrained", "--tag", "two", "--stage", "3", "--stop-stage", "3")[0] == 0
+    assert (recipe.folder / "exp/whisper_init_pretrained_two/model_info.txt").exists()
 
 
 def test_a_dry_run_prints_the_table_and_touches_nothing(recipe):

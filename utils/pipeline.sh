@@ -30,6 +30,7 @@ option encoder whisper "takes conf/train_ENCODER.yaml, and names the experiment"
 option train_config "" "configuration of model and training, instead of conf/train_ENCODER.yaml"
 option preset "" "the paper's models and settings over conf/train_ENCODER.yaml: W7B, C3B or C7B"
 option variant paper "of the preset: paper, or authors_code where their code parts from the paper"
+option init "" "adapter to start training at, with its settings: pretrained, an experiment folder, a package or a file"
 option decode_config "" "YAML file with keys of decode_conf, instead of those in the training configuration"
 option tag "" "appended to the experiment's name; if it is not given, the settings overridden below are"
 option encoder_model "" "frozen encoder: local folder, hub id or catalog name, instead of the configuration's"
@@ -205,11 +206,11 @@ stage_pack() {
 }
 
 score() {
-  here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" \
   if [ "${scoring[1]}" = answer ]; then
     here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score_answers --data "$2" --hyp "$1/hyp.trn" "${scoring[@]:2}" --out "$1"
     return
   fi
+  here "$1/log/score.log" "$PYTHON" -m steermoe.bin.score --ref "$1/ref.trn" --hyp "$1/hyp.trn" "${scoring[@]}" \
     --markup false --out "$1" \
     --html true --data "$2"
 }

@@ -94,10 +94,12 @@ set_up() {
   sort_overrides
   config=(--config "$train_config")
   [ -z "$preset" ] && [ "$variant" = paper ] || config+=(--preset "$preset" --variant "$variant")
+  [ -z "$init" ] || config+=(--init "$init")
   config+=("${config_overrides[@]}")
   name=$(basename "${train_config%.*}")
   exp=exp/${preset:-${name#train_}}
   [ "$variant" = paper ] || exp=${exp}_$variant
+  [ -z "$init" ] || exp=$exp$(as_tag conf.init "$init")
   if [ -n "$tag" ]; then exp=${exp}_$tag; else exp=$exp$(as_tag "${config_overrides[@]}"); fi
   choose_sets
 

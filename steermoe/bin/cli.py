@@ -52,9 +52,11 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-def add_preset_options(parser: argparse.ArgumentParser) -> None:
+def add_layer_options(parser: argparse.ArgumentParser) -> None:
+    """What lies over the configuration's file: load_config's arguments."""
     parser.add_argument("--preset", help="the paper's models and settings over the configuration: W7B, C3B or C7B")
     parser.add_argument("--variant", default="paper", help="of the preset: paper, or authors_code where their code parts from it")
+    parser.add_argument("--init", default="", help="start at this adapter, with its settings: pretrained, an experiment folder, package or file")
 
 
 def split_overrides(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -72,7 +74,7 @@ def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argpa
     from steermoe.config import load_config
     from steermoe.registry import nearest
 
-    add_preset_options(parser)
+    add_layer_options(parser)
     parser.epilog = "Any key of the configuration can be overridden: --train-conf.max-steps 100 --projector linear"
     args, rest = parser.parse_known_args(argv)
     for word in rest:
@@ -80,7 +82,7 @@ def parse_with_config(parser: Parser, argv: Sequence[str] | None) -> tuple[argpa
         if word.startswith("--") and name.removesuffix("_conf") not in CONFIG_KEYS:
             options = [option for option in parser._option_string_actions if option.startswith("--")]
             parser.error(f"unknown option {word}{nearest(word, [*options, *(f'--{key}-conf' for key in CONFIG_KEYS)])}")
-    return args, load_config(args.config, rest, args.preset, args.variant)
+    return args, load_config(args.config, rest, args.preset, args.variant, args.init)
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:

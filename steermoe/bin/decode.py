@@ -13,7 +13,7 @@ from steermoe.bin.cli import Parser, run
 from steermoe.config import config_from_dict, load_config, parse_overrides
 from steermoe.decode.hypotheses import OUTPUTS, open_journal, write_hypotheses
 from steermoe.errors import UserError
-from steermoe.pretrained import adapter_path
+from steermoe.pretrained import adapter_path, find_adapter
 from steermoe.stamp import Stamp
 
 
@@ -25,7 +25,7 @@ def main(argv=None) -> None:
     add_model_options(parser)
     parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.beam 4"
     args, overrides = parser.parse_known_args(argv)
-    from steermoe.checkpoint import find_adapter, read_metadata
+    from steermoe.checkpoint import read_metadata
 
     adapter = find_adapter(args.exp)
     conf = decode_conf(read_metadata(adapter)[0], args.exp, overrides)

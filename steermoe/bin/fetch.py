@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from steermoe.bin.cli import Parser, add_preset_options, run, split_overrides
+from steermoe.bin.cli import Parser, add_layer_options, run, split_overrides
 from steermoe.config import Config, parse_overrides, read_layers
 from steermoe.errors import UserError
 from steermoe.fetch import MADE_HERE, catalog, find_model
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m steermoe.bin.fetch", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="catalog name, hub id or local folder")
     parser.add_argument("--config", help="fetch the encoder and the LLM that this configuration names")
-    add_preset_options(parser)
+    add_layer_options(parser)
     parser.add_argument("--list", action="store_true", help="print the catalog: name, kind, licence, what it is")
     words, overrides = split_overrides(argv)
     options = parser.parse_args(words)

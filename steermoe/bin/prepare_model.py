@@ -7,6 +7,7 @@ from pathlib import Path
 from steermoe.bin.cli import Parser, boolean, parse_with_config, run
 from steermoe.errors import UserError
 from steermoe.files import atomic_write
+from steermoe.pretrained import init_files
 from steermoe.stamp import Stamp, made_here
 
 SHARES = {"experts": "vectors"}  # the paper's name where a parameter's own is another
@@ -27,12 +28,14 @@ def main(argv=None) -> None:
     if args.exp is None:
         raise UserError("--exp DIR is needed, as in --exp exp/whisper; --dry-run true needs none")
     info = args.exp / "model_info.txt"
-    stamp = Stamp(args.exp / ".model_info.done", config.to_dict(), made_here(config.encoder_conf["model"]))
+    stamp = Stamp(args.exp / ".model_info.done", config.to_dict(), [*made_here(config.encoder_conf["model"]), *init_files(config.init)])
     if not stamp.fresh([info]):
         from steermoe.model import SteerMoE
         from steermoe.shapes import meta_model
+        from steermoe.warm_start import start_at
 
         model = SteerMoE.from_config(config)
+        start_at(model, config)  # an adapter that does not fit is known before training
         table = parameter_table(model)
         hashes = "".join(f"{role} SHA-256 {getattr(model, role).fingerprint}\n" for role in ("encoder", "llm"))
         table += memory_lines(meta_model(config, model.encoder), config) + hashes

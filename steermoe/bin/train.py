@@ -8,9 +8,10 @@ import yaml
 
 from steermoe.bin.cli import Parser, parse_with_config, run
 from steermoe.bin.decode import device
-from steermoe.config import Config, config_from_dict
+from steermoe.config import Config, config_from_dict, differences
 from steermoe.errors import UserError
 from steermoe.files import write_json
+from steermoe.pretrained import init_files
 from steermoe.stamp import Stamp, made_here
 
 MAY_CHANGE = ("decode_conf", "train_conf.patience", "train_conf.save_steps")
@@ -26,12 +27,13 @@ def main(argv=None) -> None:
     args, config = parse_with_config(parser, argv)
     adapter = args.exp / "checkpoints" / "best.safetensors"
     relevant = {key: value for key, value in config.to_dict().items() if key != "decode_conf"}
-    done = Stamp(args.exp / ".train.done", relevant, [args.train, args.dev, *made_here(config.encoder_conf["model"])])
+    inputs = [args.train, args.dev, *init_files(config.init)]
+    done = Stamp(args.exp / ".train.done", relevant, [*inputs, *made_here(config.encoder_conf["model"])])
     if done.fresh([adapter]):
         config.save(args.exp / "config.yaml")  # decode_conf may have been edited; decoding reads it there
         print(f"{adapter}: up to date")
         return
-    claim(args.exp, config, Stamp(args.exp / ".train.begun", {}, [args.train, args.dev]))
+    claim(args.exp, config, Stamp(args.exp / ".train.begun", {}, inputs))
     train(args, config)
     done.write()
     print(adapter)
@@ -50,21 +52,10 @@ def claim(exp: Path, config: Config, data: Stamp) -> None:
                 f"--tag NAME, or remove {exp}"
             )
         if not data.fresh():
-            raise UserError(f"{exp}: holds a training on other data; give this one a name of its own with --tag NAME, or remove {exp}")
+            other = "on other data, or that started at another adapter" if config.init else "on other data"
+            raise UserError(f"{exp}: holds a training {other}; give this one a name of its own with --tag NAME, or remove {exp}")
     config.save(exp / "config.yaml")
     data.write()
-
-
-def differences(before: dict, now: dict, may_change: tuple[str, ...], prefix: str = "") -> list[str]:
-    """Keys of which training depends and whose values differ, as text."""
-    found = []
-    for key in sorted(before.keys() | now.keys()):
-        path, old, new = prefix + key, before.get(key), now.get(key)
-        if path in may_change or old == new:
-            continue
-        both = isinstance(old, dict) and isinstance(new, dict)
-        found += differences(old, new, may_change, path + ".") if both else [f"{path} was {old}, is {new}"]
-    return found
 
 
 def train(args, config: Config) -> None:
@@ -72,18 +63,20 @@ def train(args, config: Config) -> None:
 
     from steermoe.data.augment import Augment
     from steermoe.data.dataset import AudioTextDataset
-    from steermoe.environment import describe
+    from steermoe.environment import describe, describe_data
     from steermoe.model import SteerMoE
     from steermoe.train.plots import plot_curves
+    from steermoe.warm_start import start_at
 
     if config.train_conf.num_threads:
         torch.set_num_threads(config.train_conf.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.train_conf.seed)
-    environment = describe()
+    environment = describe() | {"train": describe_data(args.train), "dev": describe_data(args.dev)}
     write_json(args.exp / "environment.json", environment)
     augment = Augment(config.augment_conf, config.train_conf.seed)
     model = SteerMoE.from_config(config, device(args.ngpu))
+    start_at(model, config)
     frontend = model.encoder.frontend(config.encoder_conf["model"])
     data = AudioTextDataset(args.train, augment, frontend), AudioTextDataset(args.dev)
     trainer = adapter_trainer(model, config, *data, args.exp, environment)
