@@ -65,7 +65,7 @@ def load_audio(
 
 
 def load_blocks(path: str | Path, sample_rate: int = 16000) -> Iterator[np.ndarray]:
-    """What `load_audio` reads of a whole file, in blocks of about a minute: a recording of hours takes little memory. Errors as there."""
+    """What `load_audio` reads of a whole file, in blocks of about a minute, so that hours take little memory. Errors as there."""
     name = str(path)
     if _is_g722(name):
         blocks, rate = _g722_blocks(name), G722_RATE
@@ -89,7 +89,7 @@ def _checked(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
 
 
 def _resampled(blocks: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
-    """Whole seconds, each with a second of its neighbours on both sides for the filter: joined, they are the whole resampled at once."""
+    """Whole seconds, with a second more on both sides for the filter: joined, they are the whole resampled at once."""
     if rate == sample_rate:
         yield from blocks
         return
