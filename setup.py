@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["steermoe", "steermoe.*"]),
-    package_data={"steermoe": ["models.yaml", "sizes.yaml", "presets/*.yaml", "presets/variants/*.yaml"]},
+    package_data={"steermoe": ["models.yaml", "sizes.yaml", "presets/*.yaml", "presets/variants/*.yaml", "pretrained/tiny/*"]},
     install_requires=[requirement for requirement in requirements if requirement],
     extras_require={"quantization": ["bitsandbytes>=0.50"]},  # llm_conf.quantization: int8, int4
     entry_points={"console_scripts": ["steermoe=steermoe.bin.__main__:main"]},

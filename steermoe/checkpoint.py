@@ -36,17 +36,6 @@ def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, e
         stream.write(save(model.adapter_state(), {"steermoe": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}))
 
 
-def halve_adapter(source: Path, target: Path) -> None:
-    """Copies an adapter file in float16, half of its bytes; what float16 cannot hold stays float32. Loading makes it float32 again."""
-    with safetensors.safe_open(source, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(source)
-    halves = {name: tensor.half() for name, tensor in tensors.items()}
-    halves = {name: half if torch.isfinite(half).all() else tensors[name] for name, half in halves.items()}
-    with atomic_write(target, "wb") as stream:
-        stream.write(save(halves, metadata))
-
-
 def read_metadata(path: Path) -> tuple[Config, dict]:
     """The configuration and the other metadata of an adapter file."""
     try:

@@ -59,7 +59,7 @@ def start_at(model: SteerMoE, config: Config) -> None:
     if shapes(tensors) != shapes(model.adapter_state()):
         theirs, ours = ({key: one.to_dict()[key] for key in ADAPTER_KEYS} for one in (trained, config))
         changed = "; ".join(differences(theirs, ours)) or "made by another version of the code"
-        raise UserError(f"init {config.init}: an adapter of another shape ({changed}); as an option, --init takes its settings too")
+        raise UserError(f"init {config.init}: of another shape ({changed}); as an option, --init takes its settings too")
     model.load_adapter_state(tensors)
 
 

@@ -197,7 +197,8 @@ stage_decode() {
       score "$out" "$dump/$name/data.jsonl"
     fi
   done
-  here "$exp/log/results.log" "$PYTHON" -m steermoe.bin.results --exp "$exp" ${own_exp:+--own "$own_exp"} --out "$exp/RESULTS.md"
+  here "$exp/log/results.log" "$PYTHON" -m steermoe.bin.results --exp "$exp" ${own_exp:+--own "$own_exp"} \
+    ${about:+--about "$about"} --out "$exp/RESULTS.md"
 }
 
 stage_pack() {

@@ -99,7 +99,7 @@ set_up() {
   name=$(basename "${train_config%.*}")
   exp=exp/${preset:-${name#train_}}
   [ "$variant" = paper ] || exp=${exp}_$variant
-  [ -z "$init" ] || exp=$exp$(as_tag conf.init "$init")
+  [ -z "$init" ] || exp=${exp}_init$(as_tag model "$init")
   if [ -n "$tag" ]; then exp=${exp}_$tag; else exp=$exp$(as_tag "${config_overrides[@]}"); fi
   choose_sets
 

@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=utils/pipeline.sh
 . ../../utils/pipeline.sh
 
-about="LibriSpeech, read English, 16 kHz: all train parts together, dev, test-clean and test-other"
+about="LibriSpeech (CC BY 4.0), read English, 16 kHz: all train parts together, dev, test-clean and test-other"
 downloaded=downloads/LibriSpeech
 check_download=true
 test_sets="test-clean test-other"

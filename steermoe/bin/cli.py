@@ -56,7 +56,7 @@ def add_layer_options(parser: argparse.ArgumentParser) -> None:
     """What lies over the configuration's file: load_config's arguments."""
     parser.add_argument("--preset", help="the paper's models and settings over the configuration: W7B, C3B or C7B")
     parser.add_argument("--variant", default="paper", help="of the preset: paper, or authors_code where their code parts from it")
-    parser.add_argument("--init", default="", help="start at this adapter, with its settings: pretrained, an experiment folder, package or file")
+    parser.add_argument("--init", default="", help="adapter to start at, with its settings: `pretrained`, a folder or a file")
 
 
 def split_overrides(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -28,7 +28,8 @@ def main(argv=None) -> None:
     if args.exp is None:
         raise UserError("--exp DIR is needed, as in --exp exp/whisper; --dry-run true needs none")
     info = args.exp / "model_info.txt"
-    stamp = Stamp(args.exp / ".model_info.done", config.to_dict(), [*made_here(config.encoder_conf["model"]), *init_files(config.init)])
+    inputs = [*made_here(config.encoder_conf["model"]), *init_files(config.init)]
+    stamp = Stamp(args.exp / ".model_info.done", config.to_dict(), inputs)
     if not stamp.fresh([info]):
         from steermoe.model import SteerMoE
         from steermoe.shapes import meta_model
