@@ -17,6 +17,9 @@ setup(
     packages=find_packages(include=["steermoe", "steermoe.*"]),
     package_data={"steermoe": ["models.yaml", "sizes.yaml", "presets/*.yaml", "presets/variants/*.yaml", "pretrained/tiny/*"]},
     install_requires=[requirement for requirement in requirements if requirement],
-    extras_require={"quantization": ["bitsandbytes>=0.50"]},  # llm_conf.quantization: int8, int4
+    extras_require={
+        "quantization": ["bitsandbytes>=0.50"],  # llm_conf.quantization: int8, int4
+        "constrained": ["llguidance>=1.0"],  # chat --constrained true
+    },
     entry_points={"console_scripts": ["steermoe=steermoe.bin.__main__:main"]},
 )

@@ -69,15 +69,15 @@ def _render(tokenizer, prompt: str, system: str | None) -> str:
     user = [{"role": "user", "content": prompt}]
     try:
         messages = user if system is None else [{"role": "system", "content": system}, *user]
-        return _apply(tokenizer, messages, add_generation_prompt=True)
+        return apply_template(tokenizer, messages, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         if system == "":  # a template without a system role has no default system message to be rid of
-            return _apply(tokenizer, user, add_generation_prompt=True)
+            return apply_template(tokenizer, user, add_generation_prompt=True)
         name = tokenizer.name_or_path
         raise UserError(f"the chat template of {name} refuses these messages ({error}); set llm_conf.system to null") from None
 
 
-def _apply(tokenizer, messages: list[dict], **settings) -> str:
+def apply_template(tokenizer, messages: list[dict], **settings) -> str:
     """date_string and calls of strftime_now: templates that write today's date get one that stays, so that training and decoding
     agree. enable_thinking: Qwen3's switch. Templates that do not know a variable ignore it.
     """
@@ -89,6 +89,6 @@ def _apply(tokenizer, messages: list[dict], **settings) -> str:
 @functools.lru_cache(maxsize=16)
 def _template_end(tokenizer) -> int | None:
     turns = [{"role": "user", "content": "(question)"}, {"role": "assistant", "content": _ANSWER}]
-    rendered = _apply(tokenizer, turns)
+    rendered = apply_template(tokenizer, turns)
     ids = tokenizer(rendered.rpartition(_ANSWER)[2].lstrip(), add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) else None

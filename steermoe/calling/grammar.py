@@ -1,0 +1,94 @@
+"""Keeps calls inside the tools' schemas while they are written: a grammar over the LLM's tokens, by llguidance.
+
+Text is free until the LLM begins a call in its own form; from there on only what leads to a known function with fitting arguments
+can be written. Shape legend: V the LLM's vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from steermoe.calling.schema import strict
+from steermoe.errors import UserError
+
+JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as chat templates write JSON
+
+
+class CallGrammar:
+    """form: how the LLM writes a call, see ChatTemplate.call_form. schemas: of the tools. stop: tokens that end an answer.
+
+    UserError if the package is not installed, or if it cannot read the tokenizer or a schema.
+    """
+
+    def __init__(self, tokenizer, form: tuple[str, str, str], schemas: Sequence[dict], stop: set[int]):
+        try:
+            from llguidance import LLMatcher
+            from llguidance.hf import from_tokenizer
+        except ImportError:
+            raise UserError("--constrained true needs the package llguidance: pip install llguidance") from None
+        try:
+            self.vocabulary = from_tokenizer(tokenizer, eos_token=sorted(stop))
+        except Exception as error:  # slow tokenizers, and formats that it does not know
+            name = tokenizer.name_or_path
+            raise UserError(f"--constrained true: llguidance cannot read the tokenizer of {name}: {error}") from None
+        self.lark = call_lark(tokenizer, form, schemas)
+        self.grammar = LLMatcher.grammar_from_lark(self.lark)
+        self.matcher = LLMatcher
+        if error := LLMatcher.validate_grammar(self.grammar, self.vocabulary):
+            raise UserError(f"--constrained true: llguidance cannot read the tools' schemas: {error}")
+
+    def begin(self) -> "Guide":
+        return Guide(self.matcher(self.vocabulary, self.grammar))
+
+
+class Guide:
+    """The grammar's state within one answer."""
+
+    def __init__(self, matcher):
+        self.matcher = matcher
+
+    def allow(self, logits_v: Tensor) -> Tensor:
+        """(V,) -> (V,) with -inf where the grammar does not go on; V may be larger than the tokenizer's vocabulary."""
+        if self.matcher.is_stopped():
+            return logits_v
+        bits = torch.frombuffer(bytearray(self.matcher.compute_bitmask()), dtype=torch.uint8)
+        allowed_v = (bits[:, None] >> torch.arange(8) & 1).flatten()[: len(logits_v)].bool().to(logits_v.device)
+        allowed_v = torch.nn.functional.pad(allowed_v, (0, len(logits_v) - len(allowed_v)))
+        return logits_v.masked_fill(~allowed_v, -torch.inf)
+
+    def accept(self, token: int) -> None:
+        self.matcher.consume_token(token)
+
+
+def call_lark(tokenizer, form: tuple[str, str, str], schemas: Sequence[dict]) -> str:
+    """A grammar in llguidance's Lark: free text, and any number of calls in it."""
+    before, between, after = form
+    trigger = before.partition("{")[0].strip() or before
+    begin = before.partition(trigger)[2]
+    trigger_elements = _elements(tokenizer, trigger)
+    lazy = "" if trigger_elements.startswith("<") else "[lazy]"
+    lines = ["%llguidance {}", "start: (head call)* TEXT", f"head{lazy}: TEXT {trigger_elements}", r"TEXT: /(.|\n)*/"]
+    lines.append("call: " + " | ".join(f"call_{index}" for index in range(len(schemas))))
+    for index, function in enumerate(schema["function"] for schema in schemas):
+        arguments = json.dumps(strict(function["parameters"]) | {"x-guidance": JSON_FORM}, ensure_ascii=False)
+        opening = _elements(tokenizer, f"{begin}{function['name']}{between}")
+        lines.append(f"call_{index}: {opening} %json {arguments} {_elements(tokenizer, after)}")
+    return "\n".join(lines) + "\n"
+
+
+def _elements(tokenizer, text: str) -> str:
+    """Text as Lark: strings, and `<[id]>` for tokens that are special to the tokenizer and so no text to the grammar."""
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    elements, plain = [], ""
+    while text:
+        token = max((token for token in added if text.startswith(token)), key=len, default=None)
+        if token is None:
+            plain, text = plain + text[0], text[1:]
+            continue
+        elements += [json.dumps(plain)] * bool(plain) + [f"<[{added[token]}]>"]
+        plain, text = "", text[len(token) :]
+    return " ".join(elements + [json.dumps(plain)] * bool(plain))
