@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=utils/pipeline.sh
 . ../../utils/pipeline.sh
 
-about="Clotho-AQA: 1991 sound clips of 15 to 30 s, six questions each, three annotators a question"
+about="Clotho-AQA (CC0, CC BY): 1991 sound clips of 15 to 30 s, six questions each, three annotators a question"
 downloaded=downloads/clotho_aqa
 check_download=true
 own_score=false # an encoder's own decoder answers no questions
