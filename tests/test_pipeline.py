@@ -227,8 +227,10 @@ def test_an_init_names_the_experiment_and_reaches_every_verb(recipe):
     status, _, err = recipe.run("--init", "../other/exp/best/", "--seed", "3", "--own-score", "false")
     assert status == 0, err
     mine = "--config conf/train_whisper.yaml --init ../other/exp/best/ --train-conf.seed 3"
-    calls = [line for line in recipe.calls() if line.split()[0] in ("fetch", "dump", "prepare_text", "prepare_model", "train")]
-    assert calls and all(mine in line for line in calls)
+    calls = recipe.calls()
+    configured = [line for line in calls if line.split()[0] in ("fetch", "dump", "prepare_text", "prepare_model", "train")]
+    assert configured and all(mine in line for line in configured)
+    assert any(line.startswith("results ") and "--about a corpus for tests" in line for line in calls)
     exp = recipe.folder / "exp/whisper_init_best_seed3"
     assert (exp / "RESULTS.md").exists() and "--init ../other/exp/best/ --seed 3" in (exp / "run.sh").read_text()
     assert recipe.run("--init", "pretrained", "--tag", "two", "--stage", "3", "--stop-stage", "3")[0] == 0
