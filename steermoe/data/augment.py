@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,11 +29,12 @@ DIRECT_TO_TAIL_DB = (0.0, 12.0)
 # Mean power of the quantisation noise of 16-bit samples, about -100 dB: anything below it is silence.
 SILENCE_POWER = 1e-10
 SAMPLES_STREAM, FEATS_STREAM = 0, 1
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass
 class AugmentConf:
-    """Training data only, drawn anew in every epoch; all off by default. A path is a Kaldi data directory or a wav.scp file."""
+    """Training data only, drawn anew in every epoch; all off by default. A path: see read_recordings."""
 
     speed: list[float] = field(default_factory=list)  # factors of tempo and pitch, one drawn each time: [0.9, 1.0, 1.1]
     reverb: str = ""  # room impulse responses: a path, or `simulated`
@@ -89,8 +91,8 @@ class Augment:
         self.conf, self.seed, self.sample_rate = conf, seed, sample_rate
         rooms = conf.reverb if conf.reverb_prob else ""
         self.simulated = rooms == SIMULATED
-        self.rirs = read_recordings(rooms, "reverb") if rooms and not self.simulated else []
-        self.noises = read_recordings(conf.noise, "noise") if conf.noise and conf.noise_prob else []
+        self.rirs = read_recordings(rooms, "augment_conf.reverb") if rooms and not self.simulated else []
+        self.noises = read_recordings(conf.noise, "augment_conf.noise") if conf.noise and conf.noise_prob else []
 
     @property
     def waveform(self) -> bool:
@@ -110,7 +112,7 @@ class Augment:
         if (self.simulated or self.rirs) and rng.random() < conf.reverb_prob:
             samples_n = reverberate(samples_n, self._draw_rir(rng))
         if self.noises and rng.random() < conf.noise_prob:
-            noise_n = self._draw_noise(rng, len(samples_n))
+            noise_n = draw_piece(self.noises, rng, len(samples_n), self.sample_rate)
             samples_n = add_noise(samples_n, noise_n, rng.uniform(*conf.noise_snr))
         return samples_n
 
@@ -147,24 +149,30 @@ class Augment:
             raise UserError(f"augment_conf.reverb: {rir.wav}: is silent, not a room impulse response; remove it from the list")
         return rir_n
 
-    def _draw_noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """(size,): a random piece of a random noise; one that is shorter is repeated from a random place on."""
-        noise = self.noises[rng.integers(len(self.noises))]
-        wanted = size / self.sample_rate
-        start = noise.start + rng.uniform(0, max(noise.seconds - wanted, 0))
-        noise_n = load_audio(noise.wav, start, start + min(wanted, noise.seconds), self.sample_rate)
-        shift = rng.integers(len(noise_n)) if noise.seconds < wanted else 0
-        return np.resize(np.roll(noise_n, -shift), size)
+
+def draw_piece(noises: list[Recording], rng: np.random.Generator, size: int, sample_rate: int = 16000) -> np.ndarray:
+    """(size,): a random piece of a random noise; one that is shorter is repeated from a random place on."""
+    noise = noises[rng.integers(len(noises))]
+    wanted = size / sample_rate
+    start = noise.start + rng.uniform(0, max(noise.seconds - wanted, 0))
+    noise_n = load_audio(noise.wav, start, start + min(wanted, noise.seconds), sample_rate)
+    shift = rng.integers(len(noise_n)) if noise.seconds < wanted else 0
+    return np.resize(np.roll(noise_n, -shift), size)
 
 
-def read_recordings(path: str, key: str) -> list[Recording]:
-    """What a data directory (with segments, if it has them) or a wav.scp file lists. UserError names augment_conf.`key`."""
+def read_recordings(path: str, where: str) -> list[Recording]:
+    """path: a Kaldi data directory (with segments, if it has them), a wav.scp file, or a folder with audio files at any depth.
+
+    UserError that begins with `where` if it lists none, or one that cannot be read.
+    """
     from steermoe.data.kaldi_dir import DataDir
     from steermoe.data.kaldi_files import read_map
 
     try:
         if path.endswith(".scp"):
             listed = [(wav, None, None) for wav in read_map(path).values()]
+        elif files := _audio_files(Path(path)):
+            listed = [(str(file), None, None) for file in files]
         else:
             utterances = DataDir.read(path, allow_pipes=True, require=("wav.scp",)).utterances.values()
             listed = [(utterance.wav, utterance.start, utterance.end) for utterance in utterances]
@@ -174,14 +182,21 @@ def read_recordings(path: str, key: str) -> list[Recording]:
             refuse_command(wav, path)
         return [Recording(wav, start or 0.0, duration(wav) if start is None else end - start) for wav, start, end in listed]
     except UserError as error:
-        raise UserError(f"augment_conf.{key}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    """Those in and below a folder, sorted; none where it is a data directory."""
+    if not folder.is_dir() or (folder / "wav.scp").exists() or (folder / "utt2spk").exists():
+        return []
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
 
 
 def refuse_command(wav: str, where: str) -> None:
     """UserError for a wav.scp entry that is not a file."""
     if wav.rstrip().endswith("|"):
         raise UserError(
-            f"{where}: {wav}: is a command, and training reads audio from files only; write its output to a file and name that"
+            f"{where}: {wav}: is a command, and here audio is read from files only; write its output to a file and name that"
         )
 
 
