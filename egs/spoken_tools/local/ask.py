@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Asks every query as text, as the encoder's own transcript, and by voice; one line a conversation in OUT/answers.jsonl.
+
+Killed and started again, it goes on where it was. Conditions: text (the ceiling); alone (the same text to the LLM without any
+adapter, through transformers: are the answers the same?); transcript (what Whisper's own decoder hears, as text); voice.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from queries import read_queries  # noqa: E402
+
+from steermoe.bin.cli import Parser, boolean, run  # noqa: E402
+from steermoe.bin.decode import add_model_options, device  # noqa: E402
+from steermoe.data.kaldi_files import read_map  # noqa: E402
+from steermoe.errors import UserError  # noqa: E402
+from steermoe.files import append_jsonl, read_json, resume_jsonl, write_json  # noqa: E402
+from steermoe.pretrained import NAME, adapter_path, find_adapter  # noqa: E402
+from steermoe.progress import Progress  # noqa: E402
+from steermoe.stamp import Stamp  # noqa: E402
+
+CONDITIONS = ("text", "alone", "transcript", "voice")
+
+
+def main(argv=None) -> None:
+    args = make_parser().parse_args(argv)
+    conditions = args.conditions.split()
+    if unknown := [name for name in conditions if name not in CONDITIONS]:
+        raise UserError(f"--conditions {unknown[0]}: known are {', '.join(CONDITIONS)}")
+    if args.tools and "alone" in conditions:
+        raise UserError("--conditions alone: the LLM alone has no tool loop; leave --tools or this condition away")
+    queries, speech = read_queries(args.queries), read_speech(args.data, read_queries(args.queries))
+    names = ("constrained", "max_tokens", "language", "dtype", "llm_model", "encoder_model")
+    settings = {name: getattr(args, name) for name in names}
+    inputs = [args.queries, find_adapter(args.model), args.data / "wav.scp", *([args.tools] if args.tools else [])]
+    stamp = Stamp(args.out / ".asked", settings, inputs)
+    if not stamp.fresh():
+        (args.out / "answers.jsonl").unlink(missing_ok=True)
+        (args.out / "transcripts.json").unlink(missing_ok=True)
+        stamp.write()
+    done = {(a["condition"], a["voice"], a["id"]) for a in resume_jsonl(args.out / "answers.jsonl")}
+    tasks = [
+        (condition, voice, query)
+        for condition in conditions
+        for voice in (speech if condition in ("transcript", "voice") else [""])
+        for query in queries
+        if (condition, voice, query["id"]) not in done
+    ]
+    if tasks:
+        ask_all(args, tasks, speech, len(done))
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="local/ask.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=adapter_path, default=NAME, help="experiment folder, package or adapter file")
+    parser.add_argument("--queries", type=Path, required=True, help="list of conversations")
+    parser.add_argument("--data", type=Path, required=True, help="data directory with utterances VOICE-QUERY-TURN")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
+    parser.add_argument("--conditions", default="text transcript voice", help=f"as one word, of {' '.join(CONDITIONS)}")
+    parser.add_argument("--tools", type=Path, help="Python file of the functions that may be called; none: plain questions")
+    constrained = "keep calls inside the functions' schemas (needs llguidance)"
+    parser.add_argument("--constrained", type=boolean, default=False, help=constrained)
+    parser.add_argument("--max-tokens", type=int, default=128, help="of one answer")
+    parser.add_argument("--language", default="en", help="of the speech, for the encoder's own decoder")
+    add_model_options(parser)
+    return parser
+
+
+def read_speech(data: Path, queries: list[dict]) -> dict[str, dict[str, str]]:
+    """{voice: {"q01-1": audio file}}. UserError names the turn that a voice has not recorded."""
+    speech: dict[str, dict[str, str]] = {}
+    for utt, wav in read_map(data / "wav.scp").items():
+        voice, _, key = utt.rpartition("-")[0].rpartition("-")
+        speech.setdefault(voice, {})[f"{key}-{utt.rpartition('-')[2]}"] = wav
+    for voice, recordings in speech.items():
+        for query in queries:
+            for number in range(1, len(query["turns"]) + 1):
+                if f"{query['id']}-{number}" not in recordings:
+                    utt = f"{voice}-{query['id']}-{number}"
+                    raise UserError(f"{data}/wav.scp: no utterance {utt}; record it, or take the voice out")
+    return speech
+
+
+def ask_all(args, tasks: list[tuple], speech: dict, done: int) -> None:
+    from steermoe.chat import Conversation
+    from steermoe.checkpoint import load_model
+
+    transcripts = {}
+    if any(condition == "transcript" for condition, _, _ in tasks):
+        transcripts = own_transcripts(args, speech)
+    model, _ = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+    conversation = Conversation(model, args.tools or (), max_tokens=args.max_tokens, constrained=args.constrained)
+    total, path = len(tasks) + done, args.out / "answers.jsonl"
+    with Progress("ask", total, "conversations", done) as progress, open(path, "a", encoding="utf-8") as stream:
+        for condition, voice, query in tasks:
+            turns = []
+            conversation.clear()
+            for number, turn in enumerate(query["turns"], 1):
+                key = f"{query['id']}-{number}"
+                said = transcripts[voice][key] if condition == "transcript" else turn["say"]
+                if condition == "alone":
+                    turns.append({"said": said, "answer": alone(conversation, turns, said), "calls": [], "ended": ""})
+                    continue
+                reply = conversation.say(Path(speech[voice][key]) if condition == "voice" else said)
+                calls = [vars(call) for call in reply.calls]
+                turns.append({"said": said, "answer": reply.text, "calls": calls, "ended": reply.ended})
+            asked = {"condition": condition, "voice": voice, "id": query["id"], "kind": query["kind"]}
+            append_jsonl(stream, asked | {"turns": turns})
+            progress.update()
+
+
+def alone(conversation, turns: list[dict], said: str) -> str:
+    """What transformers' own generation answers with the conversation's LLM; nothing of ours but the guard against loops."""
+    import torch
+
+    from steermoe.chat.conversation import MAX_REPEATS
+    from steermoe.decode.repeats import loop_start
+
+    llm = conversation.llm
+    messages = [{"role": "system", "content": llm.system}] if llm.system is not None else []
+    for turn in turns:
+        messages += [{"role": "user", "content": turn["said"]}, {"role": "assistant", "content": turn["answer"]}]
+    ids = llm.tokenizer.apply_chat_template(
+        [*messages, {"role": "user", "content": said}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).to(llm.llm.device)
+    settings = dict(do_sample=False, repetition_penalty=1.0, eos_token_id=sorted(conversation.stop))
+    with torch.inference_mode():
+        output = llm.llm.generate(**ids, max_new_tokens=conversation.max_tokens, pad_token_id=min(conversation.stop), **settings)
+    tokens = output[0, ids["input_ids"].shape[1] :].tolist()
+    cuts = (loop_start(tokens[:size], MAX_REPEATS) for size in range(len(tokens) + 1))
+    return llm.decode(tokens[: next((cut for cut in cuts if cut is not None), None)]).strip()
+
+
+def own_transcripts(args, speech: dict) -> dict[str, dict[str, str]]:
+    """What the frozen encoder's own decoder hears in every recording; kept in OUT/transcripts.json."""
+    from steermoe.checkpoint import read_metadata
+    from steermoe.data.audio import load_audio
+    from steermoe.encoders.whisper_decoder import WhisperDecoder
+    from steermoe.fetch import find_model
+
+    path = args.out / "transcripts.json"
+    if path.is_file():
+        return read_json(path)
+    config = read_metadata(find_adapter(args.model))[0]
+    if config.encoder != "whisper":
+        raise UserError(f"--conditions transcript: the encoder {config.encoder} has no decoder of its own; leave it away")
+    decoder = WhisperDecoder(find_model(args.encoder_model or config.encoder_conf["model"], kind="encoder"), args.language)
+    texts: dict[str, dict[str, str]] = {}
+    with Progress("transcripts", sum(map(len, speech.values())), "utt") as progress:
+        for voice, recordings in speech.items():
+            for key, wav in recordings.items():
+                texts.setdefault(voice, {})[key] = decoder.transcribe([load_audio(wav)])[0].text
+                progress.update()
+    write_json(path, texts)
+    return texts
+
+
+if __name__ == "__main__":
+    run(main)
