@@ -18,6 +18,7 @@ from steermoe.config import Config, config_from_dict
 from steermoe.errors import UserError
 from steermoe.fetch import MADE_HERE
 from steermoe.files import atomic_write
+from steermoe.loading import paused_collection
 from steermoe.model import SteerMoE
 from steermoe.pretrained import find_adapter
 
@@ -55,6 +56,7 @@ def beside(adapter: Path, model: str) -> str:
     return next((str(folder / model) for folder in adapter.absolute().parents if (folder / model).exists()), model)
 
 
+@paused_collection()
 def load_model(
     path: str | Path, device: str = "cpu", encoder_model: str | None = None, llm_model: str | None = None, dtype: str | None = None
 ) -> tuple[SteerMoE, Config]:

@@ -1,7 +1,8 @@
 """Text while the audio is still arriving.
 
 Every chunk is put behind what has been heard since the last pause, and the whole of it is read again. Words that two readings
-in a row agree on are final, the others may still change. A pause ends the segment: it is read once more, and all its words are final.
+in a row agree on are final, the others may still change. A pause ends the segment: it is read once more, and all its words are
+final.
 Source: Liu et al. 2020, "Low-Latency Sequence-to-Sequence Speech Recognition and Translation by Partial Hypothesis Selection"
 (local agreement).
 """
@@ -133,7 +134,8 @@ class Stream:
 
 def said_already(final: Sequence[str], units: Sequence[str]) -> int:
     """How many of `units` say what `final` says: those of the beginning that is nearest to it in edit distance, of equals one
-    with the same last word, then the one nearest in length. A new reading may have changed a final word, and must not say it twice.
+    with the same last word, then the one nearest in length. A new reading may have changed a final word, and must not say it
+    twice.
     """
     said, row = [unit_key(unit) for unit in final], list(range(len(units) + 1))
     for number, word in enumerate(said, 1):

@@ -1,7 +1,7 @@
 """Long recordings to pieces that an encoder reads, cut in pauses.
 
-A pause is at least SHORTEST_PAUSE_S whose level stays near the recording's quietest moments. Where nobody pauses, the cut is at the
-quietest place and the two pieces share what is around it: steermoe.transcript joins their words again.
+A pause is at least SHORTEST_PAUSE_S whose level stays near the recording's quietest moments. Where nobody pauses, the cut is at
+the quietest place and the two pieces share what is around it: steermoe.transcript joins their words again.
 Shapes: N samples at 16 kHz, F frames of 10 ms.
 """
 

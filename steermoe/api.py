@@ -1,0 +1,215 @@
+"""The library's front door: a trained model with its frozen bases, and what one does with it.
+
+    from steermoe import SteerMoE
+
+    model = SteerMoE.from_pretrained("pretrained")
+    model.transcribe("a.wav")                                     # "hello world"
+    model.transcribe(["a.wav", samples, "an_hour.mp3"])           # three texts; recordings may have any length
+    for partial in model.stream(chunks):                          # text while audio arrives
+        print(partial.new, end="", flush=True)
+
+torch and transformers are imported when a model is loaded, so that importing this is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Iterable, Sequence, Union, overload
+
+import numpy as np
+
+from steermoe.errors import UserError
+from steermoe.streaming import Partial, Stream
+from steermoe.transcript import Transcript
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steermoe.config import Config, DecodeConf
+    from steermoe.data.segment import Piece
+    from steermoe.model import SteerMoE as Network
+
+Audio = Union[str, Path, np.ndarray, "Tensor", Iterator[np.ndarray]]
+"""A file that soundfile reads, at any rate and with any number of channels; one channel's samples, float in [-1, 1] or int16; or
+an iterator of such samples at 16 kHz."""
+
+SAMPLE_RATE = 16000
+GROUP_BATCHES = 4  # pieces are sorted by length among so many batches: what is held in memory
+
+
+class SteerMoE:
+    """A model that transcribes. `network` is the torch module, `config` its configuration, `decode_conf` how it decodes (its
+    fields may be set), `prompt` what the LLM is asked.
+    """
+
+    def __init__(self, network: Network, config: Config, metadata: dict | None = None):
+        """metadata: of the adapter, with "step" and "environment"; None for one that was not trained."""
+        from steermoe.data.collator import Collator
+        from steermoe.registry import resolve
+
+        self.network, self.config = network.eval(), config
+        self.decode_conf: DecodeConf = dataclasses.replace(config.decode_conf)
+        self.prompt: str = config.data_conf.prompt
+        self._metadata = metadata or {"step": 0, "environment": {}}
+        self._frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
+        self._collator = Collator(network.llm, self.prompt, answers=False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path = "pretrained",
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        encoder_model: str | None = None,
+        llm_model: str | None = None,
+        prompt: str | None = None,
+    ) -> SteerMoE:
+        """where: an experiment folder, a package, an adapter file, or "pretrained" for the one that comes with the code.
+
+        device: "cpu" or "cuda". dtype: of the frozen models, "float32", "bfloat16", "float16" or "auto"; default: as trained.
+        encoder_model, llm_model: where the frozen models are, if not where training found them. prompt: instead of the one that
+        it was trained with. UserError says what is missing and how to get it.
+        """
+        from steermoe.loading import paused_collection
+
+        with paused_collection():
+            from steermoe.checkpoint import load_model, read_metadata
+            from steermoe.pretrained import find_adapter
+
+            network, config = load_model(where, device, encoder_model, llm_model, dtype)
+            model = cls(network, config, read_metadata(find_adapter(where))[1])
+        model.prompt = prompt or model.prompt
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes adapter.safetensors and config.yaml, from which `from_pretrained` makes this model again. -> the adapter's path.
+
+        An encoder that a recipe has made is not in it; stage 6 of the recipe packs that too.
+        """
+        from steermoe.checkpoint import save_adapter
+
+        path = Path(folder) / "adapter.safetensors"
+        config = dataclasses.replace(self.config, decode_conf=self.decode_conf)
+        save_adapter(path, self.network, config, self._metadata["step"], self._metadata["environment"])
+        config.save(path.with_name("config.yaml"))
+        return path
+
+    @property
+    def limit(self) -> float:
+        """Seconds of audio that are read at a time; longer recordings are cut at pauses."""
+        longest = self.config.data_conf.max_seconds
+        if self._frontend.max_frames:
+            longest = min(longest, self._frontend.max_frames / self._frontend.frames_per_second)
+        return longest
+
+    @overload
+    def transcribe(self, audio: Audio, sampling_rate: int = SAMPLE_RATE) -> str: ...
+    @overload
+    def transcribe(self, audio: Sequence[Audio], sampling_rate: int = SAMPLE_RATE) -> list[str]: ...
+
+    def transcribe(self, audio, sampling_rate=SAMPLE_RATE):
+        """The text of a recording, or the texts of a list of them, decoded in batches. sampling_rate: of samples given as arrays.
+
+        UserError names a file that is missing or damaged.
+        """
+        many = isinstance(audio, (list, tuple))
+        texts = [transcript.text for transcript in self.transcripts(audio if many else [audio], sampling_rate)]
+        return texts if many else texts[0]
+
+    def transcripts(
+        self, recordings: Iterable[Audio], sampling_rate: int = SAMPLE_RATE, heard: Callable[[float], None] | None = None
+    ) -> Iterator[Transcript]:
+        """Text with times for each recording, in order, as soon as it is there, in bounded memory. heard: called with the seconds
+        of audio in each group of batches that is done.
+        """
+        transcript = Transcript()
+        for group in self._groups(_pieces(recordings, sampling_rate, self.limit)):
+            pieces = [piece for piece in group if piece is not None]
+            texts = iter(self._read([piece.samples_n for piece in pieces], self.decode_conf))
+            for piece in group:
+                if piece is not None:
+                    transcript.add(piece.start, piece.end, next(texts), piece.overlaps)
+                    continue
+                yield transcript
+                transcript = Transcript()
+            if heard is not None:
+                heard(sum(piece.end - piece.start for piece in pieces))
+
+    def stream(self, chunks: Iterable[np.ndarray | Tensor]) -> Iterator[Partial]:
+        """Text while audio arrives. chunks: samples at 16 kHz, float in [-1, 1] or int16, 1 to 3 s each.
+
+        CTC alone reads, where the model has it: it needs no LLM's pass over the answer, so each chunk is answered soon.
+        """
+        ctc_weight = 1.0 if hasattr(self.network.projector, "hear") else 0.0
+        conf = dataclasses.replace(self.decode_conf, ctc_weight=ctc_weight)
+        stream = Stream(lambda samples_n: self._read([samples_n], conf)[0], self.limit)
+        for chunk in chunks:
+            arrived = time.monotonic()
+            partial = stream.push(_samples(chunk))
+            yield partial._replace(latency=time.monotonic() - arrived)
+        arrived = time.monotonic()
+        yield stream.finish()._replace(latency=time.monotonic() - arrived)
+
+    def _groups(self, pieces: Iterable[Piece | None]) -> Iterator[list[Piece | None]]:
+        """Pieces of about GROUP_BATCHES batches, so that those of a length are decoded together."""
+        group, frames = [], 0.0
+        for piece in pieces:
+            group.append(piece)
+            frames += (piece.end - piece.start) * self._frontend.frames_per_second if piece is not None else 0
+            if frames >= GROUP_BATCHES * self.decode_conf.batch_frames:
+                yield group
+                group, frames = [], 0.0
+        if group:
+            yield group
+
+    def _read(self, samples: Sequence[np.ndarray], conf: DecodeConf) -> list[str]:
+        """The text of each of some stretches of audio within the limit."""
+        import torch
+
+        from steermoe.data.dataset import Example
+        from steermoe.data.sampler import sorted_batches
+        from steermoe.decode.decoder import decode_batch
+
+        device = next(self.network.projector.parameters()).device
+        examples = [Example("", self._frontend(torch.from_numpy(samples_n)), "", self.prompt) for samples_n in samples]
+        costs = [max(len(example.feats_fm), self.network.encoder.min_frames) for example in examples]
+        texts = [""] * len(samples)
+        for indices in sorted_batches(costs, conf.batch_frames, conf.max_batch):
+            batch = self._collator([examples[index] for index in indices]).to(device)
+            seconds = [len(samples[index]) / SAMPLE_RATE for index in indices]
+            for index, hypothesis in zip(indices, decode_batch(self.network, batch, seconds, conf)):
+                texts[index] = " ".join(self.network.llm.decode(hypothesis.tokens).split())
+        return texts
+
+
+def _pieces(recordings: Iterable[Audio], sampling_rate: int, limit: float) -> Iterator[Piece | None]:
+    """Every recording's pieces, and None after each recording."""
+    from steermoe.data.audio import load_blocks, resample
+    from steermoe.data.segment import cut_at_pauses
+
+    for audio in recordings:
+        if isinstance(audio, (str, Path)):
+            blocks = load_blocks(audio)
+        elif isinstance(audio, Iterator):
+            blocks = map(_samples, audio)
+        else:
+            samples_n = _samples(audio)
+            blocks = iter([samples_n if sampling_rate == SAMPLE_RATE else resample(samples_n, sampling_rate, SAMPLE_RATE)])
+        yield from cut_at_pauses(blocks, limit)
+        yield None
+
+
+def _samples(audio: np.ndarray | Tensor) -> np.ndarray:
+    """float32 (N,). UserError for more than one channel, or samples that are not numbers of a known kind."""
+    samples_n = audio if isinstance(audio, np.ndarray) else np.asarray(audio)
+    if samples_n.ndim != 1:
+        raise UserError(f"samples of shape {samples_n.shape}; one channel, (N,), is needed")
+    if samples_n.dtype == np.int16:
+        return samples_n.astype(np.float32) / 32768
+    if not np.issubdtype(samples_n.dtype, np.floating):
+        raise UserError(f"samples of type {samples_n.dtype}; float in [-1, 1] or int16 is needed")
+    return np.ascontiguousarray(samples_n, dtype=np.float32)
