@@ -41,6 +41,7 @@ case $verb in
     echo "dump: 5/10 utt (50 %), 1.00 utt/s, 00:00:05 left" >&2
     if [ "${at[job]}" = 0 ]; then echo > "$out/feats.scp"; else echo > "$out/feats.${at[job]}.ark"; fi
     ;;
+  join_sets) echo > "$out" ;;
   prepare_text) [ -f "${at[feats]}/feats.scp" ] && echo > "$out" ;;
   pretrain) mkdir -p "$out" && [ -f "${at[train]}" ] && [ -f "${at[dev]}" ] && echo > "$out/config.json" ;;
   prepare_model)

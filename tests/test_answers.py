@@ -1,4 +1,4 @@
-"""Questions about audio: what stages 1 and 2 keep of them, how answers are scored, what RESULTS.md makes of that."""
+"""Questions about audio: what stages 1 and 2 keep of them, how answers are scored, what the driver makes of that."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from test_pipeline import Recipe
 
 from steermoe.bin import dump, prepare_text, results, score_answers, show_result
 from steermoe.data.ark import read_matrix
@@ -159,3 +160,14 @@ def test_a_question_knows_what_is_right(tmp_path):
     questions = read_questions(*[write_questions(tmp_path) / name for name in ("data.jsonl", "hyp.trn")], "none")
     assert [question.right for question in questions] == [False, False, False, False, True, True]  # as written, without a normaliser
     assert summarize(questions, "none")["c"] == 1
+
+
+def test_the_driver_takes_the_scorer_of_answers(tmp_path):
+    recipe = Recipe(tmp_path / "repository")
+    status, out, err = recipe.run("--decode-conf.unit", "answer", "--own-score", "false")
+    assert status == 0, err
+    scorers = [line for line in recipe.calls() if line.startswith("score")]
+    folder = "exp/whisper/decode_test_unitanswer"
+    data = "dump/whisper_feats/test/data.jsonl"
+    assert scorers == [f"score_answers --data {data} --hyp {folder}/hyp.trn --normalizer english --out {folder}"]
+    assert "Accuracy 60.00 [50.00, 70.00] N=5 C=3 clips=2" in out

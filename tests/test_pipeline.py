@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = """stage stop-stage encoder train-config preset variant init decode-config tag encoder-model llm seed corpus test-sets own-score lang nj
-ngpu cmd-backend backfill allow-pipes dry-run verbose""".split()
+OPTIONS = """stage stop-stage encoder train-config preset variant init decode-config tag encoder-model llm seed corpus test-sets
+train-sets dev-sets own-score lang nj ngpu cmd-backend backfill allow-pipes dry-run verbose""".split()
 
 RUN_SH = """#!/usr/bin/env bash
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -94,16 +94,6 @@ def recipe(tmp_path) -> Recipe:
 
 def stages(err: str) -> list[int]:
     return [int(number) for number in re.findall(r"^=== stage (-?\d+): ", err, re.M)]
-
-
-def test_answers_have_a_scorer_of_their_own(recipe):
-    status, out, err = recipe.run("--decode-conf.unit", "answer", "--own-score", "false")
-    assert status == 0, err
-    scorers = [line for line in recipe.calls() if line.startswith("score")]
-    folder = "exp/whisper/decode_test_unitanswer"
-    data = "dump/whisper_feats/test/data.jsonl"
-    assert scorers == [f"score_answers --data {data} --hyp {folder}/hyp.trn --normalizer english --out {folder}"]
-    assert "Accuracy 60.00 [50.00, 70.00] N=5 C=3 clips=2" in out
 
 
 def test_help_lists_every_option_with_its_default_and_the_stages(recipe):

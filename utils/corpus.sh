@@ -30,7 +30,9 @@ choose_sets() {
     test_sets=${test_sets:-$recipe_sets} # none of them: stage 0 says which there are
   fi
   sets=()
-  for name in "$train_set" "$dev_set" $test_sets; do
+  for name in "$train_set" "$dev_set" $test_sets $train_sets $dev_sets; do
+    [[ $name != */* ]] || continue # made by another recipe
+    name=${name%%:*}
     [[ " ${sets[*]} " == *" $name "* ]] || sets+=("$name")
   done
 }

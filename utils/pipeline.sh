@@ -38,6 +38,8 @@ option llm "" "frozen LLM: local folder, hub id or catalog name, instead of the 
 option seed "" "random seed, instead of the configuration's"
 option corpus "" "folder where you have the corpus; nothing is downloaded then"
 option test_sets test "data sets to decode, as one word: 'test dev'"
+option train_sets "" "train on several sets, a number is how often: 'train:2 ../librispeech/dump/FEATS/train/data.jsonl:0.5'"
+option dev_sets "" "likewise for validation, without weights"
 option own_score true "also decode and score with the frozen encoder's own decoder, where it has one"
 option lang en "language of the speech, for the encoder's own decoder"
 option nj "$((cores < 8 ? cores : 8))" "parallel jobs of stage 1"
@@ -175,8 +177,24 @@ stage_train() {
   need "$dump/$dev_set/data.jsonl" 2
   need "$exp/model_info.txt" 3
   [ -z "$pretrain_config" ] || need "$encoder_name/config.json" 3
+  local train_data=$dump/$train_set/data.jsonl dev_data=$dump/$dev_set/data.jsonl
+  [ -z "$train_sets" ] || { train_data=$exp/train.jsonl && join_sets "$train_data" "$train_sets"; }
+  [ -z "$dev_sets" ] || { dev_data=$exp/dev.jsonl && join_sets "$dev_data" "$dev_sets"; }
   submit --gpu "$ngpu" "$exp/log/train.log" "$PYTHON" -m steermoe.bin.train "${config[@]}" \
-    --train "$dump/$train_set/data.jsonl" --dev "$dump/$dev_set/data.jsonl" --exp "$exp" --ngpu "$ngpu"
+    --train "$train_data" --dev "$dev_data" --exp "$exp" --ngpu "$ngpu"
+}
+
+# A word is a set of this recipe, or a data.jsonl of any; a number behind a colon is its weight.
+join_sets() { # OUT "WORD…"
+  local word words=()
+  for word in $2; do
+    if [[ $word != */* ]]; then
+      need "$dump/${word%%:*}/data.jsonl" 2
+      word=$dump/${word%%:*}/data.jsonl${word#"${word%%:*}"}
+    fi
+    words+=("$word")
+  done
+  here "$exp/log/join.log" "$PYTHON" -m steermoe.bin.join_sets --out "$1" "${words[@]}"
 }
 
 stage_decode() {

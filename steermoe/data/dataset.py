@@ -1,7 +1,8 @@
 """`data.jsonl` of stage 2: one utterance a line, with what the sampler needs to know of it.
 
 Keys of a line: utt, spk, text, feats ("ark:offset"), num_frames, duration (s), num_tokens, wav, start, end (s or null), and
-optionally prompt (the user's words for this utterance instead of data_conf.prompt), question_type and answers (`a|b|c`).
+optionally prompt (the user's words for this utterance instead of data_conf.prompt), question_type, answers (`a|b|c`) and weight
+(how often it is drawn in an epoch of training; 1).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Example(NamedTuple):
 
 
 class AudioTextDataset:
-    """Reads a line and its features when an utterance is asked for; memory holds two numbers an utterance.
+    """Reads a line and its features when an utterance is asked for; memory holds three numbers an utterance.
 
     entries: the lines, each a dict of its own that is made when it is asked for.
 
@@ -48,16 +49,17 @@ class AudioTextDataset:
             raise UserError(f"{path}: no utterance in it; stage 2 says why utterances were dropped")
         if augment is not None and augment.conf.freq_masks and not getattr(frontend, "bands", True):
             raise UserError(f"augment_conf.freq_masks: {frontend.name} are samples, not bands of frequency; set it to 0")
-        self.num_frames = np.fromiter(self._checked_frames(), np.int32, len(self))
+        columns = np.fromiter(self._checked(), np.dtype([("num_frames", np.int32), ("weight", np.float32)]), len(self))
+        self.num_frames, self.weights = columns["num_frames"], columns["weight"]
 
-    def _checked_frames(self) -> Iterator[int]:
-        """num_frames of every line. UserError for a line that lacks something."""
+    def _checked(self) -> Iterator[tuple[int, float]]:
+        """num_frames and weight of every line. UserError for a line that lacks something."""
         for index, entry in enumerate(self.entries):
             if missing := KEYS - entry.keys():
                 raise UserError(f"{self.path}:{index + 1}: no {sorted(missing)[0]!r}; remove the file and run stage 2 again")
             if self.waveform:
                 self._wav(index, entry)
-            yield entry["num_frames"]
+            yield entry["num_frames"], entry.get("weight", 1.0)
 
     def __len__(self) -> int:
         return len(self.entries)

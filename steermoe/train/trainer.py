@@ -135,7 +135,7 @@ class Trainer:
         while True:
             self.train_set.epoch = self.epoch
             lengths = self.costs(self.train_set)  # of this epoch: its speeds change them
-            epoch = epoch_batches(lengths, conf.batch_frames, conf.max_batch, conf.seed, self.epoch)
+            epoch = epoch_batches(lengths, conf.batch_frames, conf.max_batch, conf.seed, self.epoch, self.train_set.weights)
             for indices in epoch[self.batches_done :]:
                 self.batches_done += 1
                 yield self.collate([self.train_set[index] for index in indices]).to(self.device)
