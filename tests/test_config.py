@@ -45,7 +45,7 @@ def test_overrides_on_the_command_line(word, value, read):
         ("train_conf: {max_step: 3}", "unknown key train_conf.max_step .did you mean 'max_steps'"),
         ("steering_conf: {experts: 3}", "unknown key steering_conf.experts .did you mean 'num_experts'"),
         ("steering_conf: {num_experts: four}", "steering_conf.num_experts: 'four' is not a whole number"),
-        ("projector: conv", "projector: 'conv' is unknown"),
+        ("projector: konv", "projector: 'konv' is unknown"),
         ("optim_conf: {lr: {routr: 1}}", "optim_conf.lr.routr .did you mean 'router'"),
         ("optim_conf: {schedule: step}", "schedule"),
         ("decode_conf: {beam: 0}", "decode_conf.beam: 0 is below 1"),
