@@ -42,5 +42,5 @@ def test_transcribe_uses_it_where_no_model_is_named(folder, recording, tiny_mode
 
 
 def test_without_one_the_message_says_what_to_name(folder, recording):
-    with pytest.raises(UserError, match="no adapter comes with this copy; name one, as in --model "):
+    with pytest.raises(UserError, match="no adapter comes with this copy; name one, such as egs/"):
         transcribe.main([recording])

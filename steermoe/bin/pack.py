@@ -48,7 +48,6 @@ def copy(source: Path, target: Path) -> None:
 def model_card(name: str, package: Path, config, metadata: dict) -> str:
     """README.md of a package whose other files are there already."""
     size = (package / "adapter.safetensors").stat().st_size / 1e6
-    longest = f"{config.data_conf.max_seconds:g} s"
     parts = [
         f"# {name}: a SteerMoE adapter\n",
         f"Speech in, text out, by two frozen models and {size:.1f} MB trained between them.",
@@ -66,7 +65,6 @@ def model_card(name: str, package: Path, config, metadata: dict) -> str:
         "\n## What it is not good for\n",
         "- Speech unlike what it was trained on (above): other languages, other accents, children, telephones and distant microphones,",
         "  noise, music, silence, several people at once. The rates hold for their test sets alone.",
-        f"- More than {longest} of speech at once.",
         f"- Anything but writing down what is said: it was trained with one request, `{config.data_conf.prompt.strip()}`.",
         "- Use without a person who checks, wherever a wrong word does harm. It may write fluent text that nobody said.\n",
     ]

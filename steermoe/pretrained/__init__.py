@@ -27,7 +27,7 @@ def find_adapter(path: str | Path) -> Path:
         if (path / place).is_file():
             return path / place
     if path == FOLDER:
-        raise UserError(f"{path}: no adapter comes with this copy; name one, as in --model egs/librispeech/exp/whisper")
+        raise UserError(f"{path}: no adapter comes with this copy; name one, such as egs/librispeech/exp/whisper")
     raise UserError(f"{path}: no trained adapter here (looked for {', '.join(PLACES)}); train one first: ./run.sh --stage 4")
 
 
