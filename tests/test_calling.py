@@ -34,6 +34,7 @@ JSON = '{"name": "get_weather", "arguments": {"city": "上海"}}'
         ('{"type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}', "", None),
         ('[{"name": "f", "arguments": "{\\"x\\": 1}"}]', "", [("f", {"x": 1})]),
         ('{"name": "f"}', "", [("f", {})]),
+        ('{"name": "f", "arguments": {"x": "\\ud800"}}', "", [("f", {"x": "?"})]),  # no encoding holds half of a pair
         (f"[TOOL_CALLS] [{JSON}]", "", [("get_weather", SHANGHAI)]),
         ('[TOOL_CALLS]f{"x": 1}[TOOL_CALLS]g[ARGS]{}', "", [("f", {"x": 1}), ("g", {})]),
         ("It rains.", "It rains.", []),
@@ -62,6 +63,7 @@ def test_calls_in_every_familys_form(text, said, calls):
         ('{"name": "f", "arguments": [1]}', "not an object"),
         ('{"name": "f", "arguments": {"x": NaN}}', "no JSON number"),
         ('<tool_call>{"name": "f", "arguments": ' + '{"x":' * 5000, "not JSON"),
+        ('<tool_call>{"name": "f", "arguments": {"x":' + "[" * 200 + "]" * 200 + "}}</tool_call>", "nested too deeply"),
         ('<|python_tag|>get_weather.call(city="x")', "not JSON"),
         ("[TOOL_CALLS]f", "not JSON"),
     ],
@@ -178,6 +180,7 @@ def test_what_cannot_be_a_tool():
 
 
 def test_a_long_result_is_cut():
+    assert as_text("a\ud800") == "a?"
     assert len(as_text("x" * 99999)) < MAX_RESULT + 40 and as_text(object).startswith('"<class')
 
 

@@ -15,6 +15,7 @@ from steermoe.bin import chat
 from steermoe.chat import Conversation
 from steermoe.chat.cache import RunningCache, common_prefix
 from steermoe.chat.template import ChatTemplate
+from steermoe.checkpoint import save_adapter
 from steermoe.errors import UserError
 from steermoe.llms.causal import CausalLM
 from steermoe.model import SteerMoE
@@ -145,11 +146,16 @@ def test_an_answer_that_is_stopped_leaves_the_conversation_as_it_was(tiny_model,
 
 
 def test_clear_begins_anew(tiny_model):
-    conversation = Conversation(tiny_model, max_tokens=6)
+    conversation = Conversation(tiny_model, max_tokens=6, system="a long system message " * 9)
     first = conversation.say("hello", noise(0.4))
     conversation.say("more")
     conversation.clear()
+    other = conversation.say("hello", noise(0.4, 7))  # audio of the same length, which must not be taken for the first
+    assert other == Conversation(tiny_model, max_tokens=6, system="a long system message " * 9).say("hello", noise(0.4, 7))
+    conversation.clear()
+    computed = conversation.cache.computed
     assert conversation.say("hello", noise(0.4)) == first
+    assert conversation.cache.computed - computed < 100  # the system message is not read again
 
 
 def test_how_answers_end(tiny_model, monkeypatch):
@@ -216,6 +222,16 @@ def test_a_session_at_the_keyboard_goes_on_after_an_error(tiny_model, tmp_path, 
     assert lines[0] == lines[-1] == first.splitlines()[0]
     assert "error: nowhere.wav: no such audio file" in output.err and "ended: length" in output.err
     assert len(conversation.messages) == 2
+
+
+def test_the_verb_answers_turn_by_turn(tiny_model, tiny_config, tmp_path, capsys):
+    save_adapter(tmp_path / "adapter.safetensors", tiny_model, tiny_config, 0, {})
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, noise(0.4), 16000)
+    chat.main(["--model", str(tmp_path), "--max-tokens", "5", "--system", "be brief", str(wav), f"what is @{wav} ?"])
+    conversation = Conversation(tiny_model, max_tokens=5, system="be brief")
+    answers = [conversation.say(wav).text, conversation.say("what is", wav, "?").text]
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Call:
         return f"{self.name or '?'}({words}) -> {outcome}"
 
 
+MAX_DEPTH = 32
 HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 MISTRAL = "[TOOL_CALLS]"
 MISTRAL_NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
@@ -95,9 +96,20 @@ def _values(text: str) -> list[Any]:
             value, at = decoder.raw_decode(text, at)
         except RecursionError:
             raise ValueError("nested too deeply") from None
+        if _is_deep(value):
+            raise ValueError("nested too deeply")
         values.append(value)
         at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,;"))
     return values
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects in it are nested so deeply that Python's or Jinja's recursion might end on them."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [child for children in level for child in children]
+    return bool(level)
 
 
 def _no_constant(word: str) -> None:
@@ -123,6 +135,11 @@ def _call(name: str, arguments: Any) -> Call:
             pass
     if arguments is None:
         arguments = {}
-    if not isinstance(arguments, dict):
-        return Call(name, error='"arguments" is not an object')
-    return Call(name, arguments)
+    if not isinstance(arguments, dict) or _is_deep(arguments):
+        return Call(name, error='"arguments" is not an object, or is nested too deeply')
+    return Call(encodable(name), json.loads(encodable(json.dumps(arguments, ensure_ascii=False))))
+
+
+def encodable(text: str) -> str:
+    """Halves of surrogate pairs, which JSON can spell and no encoding can hold, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -6,6 +6,7 @@ import inspect
 import json
 from typing import Any, Callable, Sequence
 
+from steermoe.calling.parse import encodable
 from steermoe.errors import UserError
 
 MAX_RESULT = 8000  # characters; a longer result would push the conversation out of the LLM's context
@@ -34,5 +35,5 @@ def schemas_of(functions: Sequence[Callable]) -> list[dict]:
 
 def as_text(value: Any) -> str:
     """A text as it is, anything else as JSON; cut where it is too long for a conversation."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= MAX_RESULT else f"{text[:MAX_RESULT]} … (cut: {len(text)} characters)"

@@ -1,6 +1,6 @@
 """A process that holds a file of tools: calls go in and results come out as JSON lines; it can be ended without harm.
 
-Run as `python -m steermoe.calling.worker FILE`. What a tool prints goes to standard error, never between the results.
+Run as `python -m steermoe.calling.worker FILE [schemas]`. What a tool prints goes to standard error, never between the results.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from steermoe.calling.results import as_text, schemas_of
 from steermoe.errors import UserError
 
+MODULE = "steermoe_tools_file"  # a name that no import statement in it can mean
 START_SECONDS = 120.0  # to import the file, which may import much
 
 
@@ -33,7 +34,7 @@ class Worker:
             raise UserError(f"{self.file}: no such file; it holds the functions that the LLM may call")
         self.process: subprocess.Popen | None = None
         atexit.register(self.stop)
-        self.schemas = self._start()
+        self.schemas = self._start("schemas")
 
     def run(self, name: str, arguments: dict, seconds: float) -> tuple[str | None, str | None]:
         """-> (result, None) or (None, error). The process is ended when the time is over; the next call gets a new one."""
@@ -64,11 +65,11 @@ class Worker:
         process.wait()
         process.stdin.close()
 
-    def _start(self) -> list[dict]:
+    def _start(self, *words: str) -> list[dict]:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "steermoe.calling.worker", str(self.file)],
+            [sys.executable, "-m", "steermoe.calling.worker", str(self.file), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)},
@@ -111,10 +112,10 @@ def _pass_on(stream, lines: queue.Queue) -> None:
 
 def load_functions(file: Path) -> list:
     """The public functions that are written in the file, in their order. UserError if it cannot be imported or has none."""
-    spec = importlib.util.spec_from_file_location("tools", file)
+    spec = importlib.util.spec_from_file_location(MODULE, file)
     try:
         module = importlib.util.module_from_spec(spec)
-        sys.modules["tools"] = module
+        sys.modules[MODULE] = module
         sys.path.insert(0, str(file.resolve().parent))
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -125,7 +126,7 @@ def load_functions(file: Path) -> list:
             trace = trace.tb_next
         raise UserError(f"{file}:{line or 1}: {type(error).__name__}: {error}") from None
     public = [value for name, value in vars(module).items() if not name.startswith("_")]
-    functions = [value for value in public if inspect.isfunction(value) and value.__module__ == "tools"]
+    functions = [value for value in public if inspect.isfunction(value) and value.__module__ == MODULE]
     if not functions:
         raise UserError(f"{file}: no function in it that could be called; write one with type hints and a docstring")
     return functions
@@ -141,7 +142,7 @@ def main() -> None:
 
     try:
         functions = load_functions(Path(sys.argv[1]))
-        answer({"schemas": schemas_of(functions)})
+        answer({"schemas": schemas_of(functions) if sys.argv[2:] else []})  # what makes them takes seconds to import
     except UserError as error:
         answer({"error": str(error)})
         return

@@ -33,6 +33,11 @@ class RunningCache:
         self.places: list[int] = []
         self.cache = DynamicCache(config=self.llm.llm.config)
 
+    def keep_text(self) -> None:
+        """For another conversation, with other audio: what comes before the first audio, such as the tools' schemas, is kept."""
+        first = next((index for index, place in enumerate(self.places) if place < 0), len(self.places))
+        self._crop(len(self.places) - first)
+
     @torch.inference_mode()
     def read(self, places: list[int], audio_nh: Tensor) -> Tensor:
         """places: the whole sequence, not empty. audio_nh: all that was heard. -> logits (V,) float32 of the next token."""

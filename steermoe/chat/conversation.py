@@ -94,7 +94,7 @@ class Conversation:
     def clear(self) -> None:
         """Begins anew, with the same model and tools."""
         self.messages, self.spans, self.audio_nh = [], [], self.audio_nh[:0]
-        self.cache.clear()
+        self.cache.keep_text()
 
     def _content(self, parts: Sequence) -> str:
         """The parts as text, with a mark for every piece of audio; words and marks are parted by a space."""

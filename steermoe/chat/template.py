@@ -12,6 +12,7 @@ from typing import Sequence
 
 import jinja2
 
+from steermoe.calling.parse import encodable
 from steermoe.errors import UserError
 from steermoe.llms.template import apply_template, end_token
 
@@ -82,10 +83,11 @@ class ChatTemplate:
         if found:
             word = found if isinstance(found, str) else found[0]
             raise UserError(f"{text[:60]!r}: {word} has a meaning of its own for the LLM; take it out")
-        return text
+        return encodable(text)
 
     def defuse(self, text: str) -> str:
         """What a tool or the model says: control tokens and marks in it become plain text by a space after their first letter."""
+        text = encodable(text)
         for token in self.control:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return MARK.sub(r"< audio \1>", text)
