@@ -93,7 +93,8 @@ def test_importing_is_quick():
     """torch comes when a model is loaded."""
     code = "import sys, time, steermoe; steermoe.SteerMoE; print(time.process_time(), 'torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    seconds, torch_too = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout.split()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    seconds, torch_too = done.stdout.split()
     assert float(seconds) < 2 and torch_too == "False"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         steermoe.nothing

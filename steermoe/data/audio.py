@@ -114,7 +114,7 @@ def duration(path: str | Path, allow_pipes: bool = False) -> float:
     with _open(name, allow_pipes) as audio:
         frames = audio.frames
         if frames >= 1 << 60:  # FLAC written to a pipe: the header does not know
-            frames = len(_read_frames(audio, name, 0, frames))
+            frames = sum(len(block) for block in _frame_blocks(audio, name, 0, frames))
         if frames <= 0:
             raise UserError(f"{name}: has no samples (zero-length audio); remove the utterance")
         return frames / audio.samplerate
