@@ -21,6 +21,8 @@ KINDS = ("tokens", "bytes")
 class TokenUnits:
     """Every token of the LLM is a unit, of the same number."""
 
+    spells = False
+
     def __init__(self, llm):
         self.llm = llm
 
@@ -32,6 +34,10 @@ class TokenUnits:
         """Token ids, right-padded -> the units that say them, right-padded, and how many."""
         return ids_by, lens_b
 
+    def units(self, ids: Sequence[int]) -> list[int]:
+        """The same for one row without padding."""
+        return list(ids)
+
     def join(self, units: Sequence[int]) -> list[int]:
         """Units heard, in order -> token ids."""
         return list(units)
@@ -39,6 +45,8 @@ class TokenUnits:
 
 class ByteUnits:
     """The bytes for which the LLM has a token of its own; what is heard becomes the tokens that the LLM would write."""
+
+    spells = True  # a token may be longer than another
 
     def __init__(self, llm):
         self.llm = llm

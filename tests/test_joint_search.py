@@ -1,4 +1,4 @@
-"""CTC prefix scores and joint search against enumeration of every alignment."""
+"""CTC prefix scores and joint search, in tokens and in letters, against enumeration of every alignment."""
 
 import itertools
 import math
@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from steermoe.config import DecodeConf
-from steermoe.decode.joint import Heard, Prefixes, candidates, ctc_reading, joint_search
+from steermoe.ctc import best_units
+from steermoe.decode.ctc_prefix import Heard, Prefixes, hear
+from steermoe.decode.joint import joint_search
+from steermoe.units import TokenUnits
 
 
 def heard(frames=5, tokens=2, batch=1, seed=0):
     torch.manual_seed(seed)
-    logprobs = (2 * torch.randn(batch, frames, tokens + 1)).log_softmax(-1)
+    logprobs = (2 * torch.randn(batch, frames, tokens + 1, dtype=torch.float64)).log_softmax(-1)
     return Heard(logprobs, torch.arange(10, 10 + tokens).expand(batch, -1))
 
 
@@ -22,7 +25,7 @@ def collapse(path):
 
 def texts(heard, row=0):
     """{candidate places: probability}, by brute force."""
-    logprobs, found = heard.logprobs_buc[row], {}
+    logprobs, found = heard.logprobs_bup[row], {}
     for path in itertools.product(range(logprobs.shape[1]), repeat=logprobs.shape[0]):
         probability = math.exp(sum(float(logprobs[frame, place]) for frame, place in enumerate(path)))
         found[collapse(path)] = found.get(collapse(path), 0.0) + probability
@@ -32,13 +35,14 @@ def texts(heard, row=0):
 @pytest.mark.parametrize("prefix", [(), (1,), (1, 1), (1, 2), (2, 1, 2)])
 def test_prefix_scores_are_sums_over_all_alignments(prefix):
     said = heard()
-    prefixes = Prefixes(said)
+    prefixes = Prefixes.empty(said)
     for place in prefix:
-        prefixes.extend(torch.tensor([0]), torch.tensor([place]))
+        prefixes = prefixes.extended(torch.tensor([0]), torch.tensor([place]))
     everything = texts(said)
     assert math.exp(float(prefixes.ends()[0])) == pytest.approx(everything.get(prefix, 0.0), rel=1e-4, abs=1e-9)
     extended = prefixes.extensions()[0]
     for place in (1, 2):
+        assert float(prefixes.extension(torch.tensor([0]), torch.tensor([place]))) == pytest.approx(float(extended[place]))
         wanted = sum(p for text, p in everything.items() if text[: len(prefix) + 1] == (*prefix, place))
         assert math.exp(float(extended[place])) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
 
@@ -71,9 +75,9 @@ def search(monkeypatch):
 
     monkeypatch.setattr("steermoe.decode.joint.Decoding", State)
 
-    def run(said, **conf):
-        batch = len(said.logprobs_buc)
-        return joint_search(Words(), batch, None, said, [conf.pop("limit", 50)] * batch, DecodeConf(**conf))
+    def run(said, units=None, **conf):
+        batch, llm = len(said.logprobs_bup), conf.pop("llm", Words())
+        return joint_search(llm, batch, None, said, units or TokenUnits(llm), [conf.pop("limit", 50)] * batch, DecodeConf(**conf))
 
     return run
 
@@ -83,24 +87,56 @@ def test_the_best_text_by_the_weighted_sum_is_found(search):
     for weight in (0.2, 0.5, 0.9):
         def total(item):
             text, probability = item
-            written = sum(float(llm.logprobs[said.tokens_bc[0, place - 1]]) for place in text) + float(llm.logprobs[0])
+            written = sum(float(llm.logprobs[said.units_bp[0, place - 1]]) for place in text) + float(llm.logprobs[0])
             return (1 - weight) * written + weight * math.log(probability)
 
         best, probability = max(texts(said).items(), key=total)
         (found,) = search(said, beam=30, ctc_weight=weight)
-        assert found.tokens == [int(said.tokens_bc[0, place - 1]) for place in best]
+        assert found.tokens == [int(said.units_bp[0, place - 1]) for place in best]
         assert found.score == pytest.approx(total((best, probability)), rel=1e-4)
+
+
+class Letters:
+    """Units a, b, c (1, 2, 3) spell the tokens; the LLM's vocabulary has single letters and longer pieces."""
+
+    spells = True
+    words = {10: "a", 11: "b", 12: "c", 13: "ab", 14: "abc", 15: "ca", 16: "bb"}
+
+    def units(self, ids):
+        return ["abc".index(letter) + 1 for token in ids for letter in self.words.get(token, "")]
+
+
+@pytest.mark.parametrize("weight", [0.2, 0.5, 0.9])
+def test_a_token_is_heard_letter_by_letter(search, weight):
+    """Against every way to write every text of up to four letters in tokens."""
+    said, letters, llm = heard(frames=4, tokens=3, seed=11), Letters(), Words()
+    said = said._replace(units_bp=torch.tensor([[1, 2, 3]]))
+    llm.logprobs = torch.linspace(-9.0, -1.0, 20)
+    probabilities = texts(said)
+
+    def written(ids):
+        return sum(float(llm.logprobs[token]) for token in ids) + float(llm.logprobs[0])
+
+    totals = {}
+    for count in range(5):
+        for ids in itertools.product(letters.words, repeat=count):
+            probability = probabilities.get(tuple(letters.units(ids)), 0.0)
+            if probability:
+                totals[ids] = (1 - weight) * written(ids) + weight * math.log(probability)
+    best = max(totals, key=totals.get)
+    (found,) = search(said, letters, llm=llm, beam=40, ctc_weight=weight)
+    assert tuple(found.tokens) == best and found.score == pytest.approx(totals[best], rel=1e-5)
 
 
 def test_rows_do_not_disturb_each_other(search):
     both = heard(frames=6, tokens=3, batch=2, seed=7)
     for row, found in enumerate(search(both, beam=4, ctc_weight=0.4)):
-        (alone,) = search(Heard(both.logprobs_buc[row : row + 1], both.tokens_bc[row : row + 1]), beam=4, ctc_weight=0.4)
+        (alone,) = search(Heard(both.logprobs_bup[row : row + 1], both.units_bp[row : row + 1]), beam=4, ctc_weight=0.4)
         assert found.tokens == alone.tokens and found.score == pytest.approx(alone.score, rel=1e-5)
 
 
 def test_an_llm_that_loops_cannot_write_what_was_not_heard(search):
-    logprobs = torch.full((1, 6, 3), -12.0)
+    logprobs = torch.full((1, 6, 3), -12.0, dtype=torch.float64)
     for frame, place in enumerate([1, 0, 2, 2, 0, 0]):
         logprobs[0, frame, place] = 0.0
     (found,) = search(Heard(logprobs, torch.tensor([[10, 11]])), beam=4, ctc_weight=0.5)
@@ -108,28 +144,28 @@ def test_an_llm_that_loops_cannot_write_what_was_not_heard(search):
 
 
 def test_a_limit_ends_a_hypothesis(search):
-    logprobs = torch.full((1, 9, 3), -30.0)
+    logprobs = torch.full((1, 9, 3), -30.0, dtype=torch.float64)
     for frame, place in enumerate([1, 2] * 4 + [1]):
         logprobs[0, frame, place] = 0.0
     (found,) = search(Heard(logprobs, torch.tensor([[10, 11]])), beam=2, ctc_weight=0.9, limit=3)
     assert len(found.tokens) <= 3
 
 
-def test_candidates_and_reading_alone_as_in_a_batch():
+def test_heard_and_reading_alone_as_in_a_batch():
     torch.manual_seed(1)
     scores, lens = 4 * torch.randn(2, 7, 30), torch.tensor([7, 4])
-    together = candidates(scores, lens)
+    together = hear(scores, lens)
     for row, length in enumerate(lens.tolist()):
-        alone = candidates(scores[row : row + 1, :length], lens[row : row + 1])
-        count = alone.tokens_bc.shape[1]
-        assert together.tokens_bc[row, :count].tolist() == alone.tokens_bc[0].tolist()
-        torch.testing.assert_close(together.logprobs_buc[row, :length, : count + 1], alone.logprobs_buc[0])
-        assert ctc_reading(scores, lens)[row] == ctc_reading(scores[row : row + 1, :length], lens[row : row + 1])[0]
-    assert together.logprobs_buc[1, 4:, 0].tolist() == [0.0] * 3 and float(together.logprobs_buc[1, 4:, 1:].max()) < -1e8
+        alone = hear(scores[row : row + 1, :length], lens[row : row + 1])
+        count = alone.units_bp.shape[1]
+        assert together.units_bp[row, :count].tolist() == alone.units_bp[0].tolist()
+        torch.testing.assert_close(together.logprobs_bup[row, :length, : count + 1], alone.logprobs_bup[0])
+        assert best_units(scores, lens)[row] == best_units(scores[row : row + 1, :length], lens[row : row + 1])[0]
+    assert together.logprobs_bup[1, 4:, 0].tolist() == [0.0] * 3 and float(together.logprobs_bup[1, 4:, 1:].max()) < -1e8
 
 
 def test_reading_of_a_hand_drawn_row():
     scores = torch.zeros(1, 7, 10)
     for frame, place in enumerate([0, 7, 7, 0, 7, 5, 5]):
         scores[0, frame, place] = 5.0
-    assert ctc_reading(scores, torch.tensor([6])) == [[6, 6, 4]]
+    assert best_units(scores, torch.tensor([6])) == [[6, 6, 4]]

@@ -10,8 +10,9 @@ from steermoe.config import DecodeConf
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.data.sampler import sorted_batches
+from steermoe.decode.ctc_prefix import hear
 from steermoe.decode.hypotheses import Journal
-from steermoe.decode.joint import candidates, joint_search
+from steermoe.decode.joint import joint_search
 from steermoe.decode.search import Hypothesis, beam_search, greedy_search
 from steermoe.errors import UserError
 from steermoe.model import SteerMoE
@@ -37,7 +38,7 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf)
     if conf.ctc_weight == 1:
         return [Hypothesis(tokens, 0.0, "end") for tokens in model.projector.reading(scores_buv, lens_b)]
     prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buv, lens_b))
-    return joint_search(model.llm, *prompt, candidates(scores_buv, lens_b), limits, conf)
+    return joint_search(model.llm, *prompt, hear(scores_buv, lens_b), model.projector.units, limits, conf)
 
 
 def decode_dataset(model: SteerMoE, data: AudioTextDataset, prompt: str, conf: DecodeConf, journal: Journal) -> None:

@@ -1,0 +1,165 @@
+"""What CTC speaks: tokens or bytes, on a tiny pair with a byte-level tokenizer and on a SentencePiece-like vocabulary."""
+
+import json
+
+import pytest
+import torch
+
+import tiny
+from steermoe.config import config_from_dict
+from steermoe.data.collator import Collator
+from steermoe.data.dataset import AudioTextDataset
+from steermoe.decode.decoder import decode_batch
+from steermoe.errors import UserError
+from steermoe.model import SteerMoE
+from steermoe.train.objectives import Joint, answers
+from steermoe.units import ByteUnits, TokenUnits, token_bytes
+
+
+@pytest.fixture()
+def config(tiny_config):
+    conf = {"units": "bytes", "frames": "conv", "frames_conf": {"dim": 16, "blocks": 1, "reach": 5}}
+    objective = {"objective": "joint", "objective_conf": {"next_token": 0.0, "ctc": 1.0}}
+    return config_from_dict(tiny_config.to_dict() | {"projector": "token", "projector_conf": conf} | objective)
+
+
+@pytest.fixture()
+def model(config):
+    return SteerMoE.from_config(config).eval()
+
+
+@pytest.fixture()
+def batch(model, tmp_path):
+    data = AudioTextDataset(tiny.make_dataset(tmp_path, [80, 123, 200]))
+    return Collator(model.llm, "hear: ")([data[index] for index in range(3)])
+
+
+class Pieces:
+    """A SentencePiece vocabulary: pieces with U+2581 for the space, and one token for every byte."""
+
+    all_special_ids = [0]
+    added_tokens_decoder = {0: "<s>"}
+
+    def get_vocab(self):
+        return {"<s>": 0, "<0x0A>": 1, "<0xE4>": 2, "<0x61>": 3, "▁": 4, "a": 5, "▁the": 6, "你": 7}
+
+
+def test_bytes_of_a_sentencepiece_vocabulary():
+    assert token_bytes(Pieces()) == {1: b"\n", 2: b"\xe4", 3: b"a", 4: b" ", 5: b"a", 6: b" the", 7: "你".encode()}
+
+
+@pytest.mark.parametrize("text", ["the cat's hat", "Ünïcode 你好", "a  b"])
+def test_tokens_are_spelled_by_their_bytes(model, text):
+    units = model.projector.units
+    spelled = units.units(model.llm.encode(text))
+    assert bytes(units.bytes[unit] for unit in spelled) == text.encode()
+    assert model.llm.decode(units.join(spelled)) == " ".join(text.split())
+
+
+def test_control_tokens_say_nothing(model):
+    units, stop = model.projector.units, min(model.llm.stop_ids())
+    assert units.units([stop]) == []
+
+
+def test_a_row_is_spelled_without_its_padding(model):
+    units, (one, two) = model.projector.units, (model.llm.encode("hat"), model.llm.encode("a longer text"))
+    ids = torch.zeros(2, max(len(one), len(two)), dtype=torch.long)
+    ids[0, : len(one)], ids[1, : len(two)] = torch.tensor(one), torch.tensor(two)
+    spelled, lens = units.spell(ids, torch.tensor([len(one), len(two)]))
+    assert lens.tolist() == [3, 13]
+    assert [row[:length].tolist() for row, length in zip(spelled, lens.tolist())] == [units.units(one), units.units(two)]
+
+
+def test_an_invalid_byte_sequence_is_left_out(model):
+    units = model.projector.units
+    cut = [units.unit_of[byte] for byte in b"ab" + "你".encode()[:2]]
+    assert model.llm.decode(units.join(cut)) == "ab"
+
+
+def test_token_units_are_tokens(model):
+    units = TokenUnits(model.llm)
+    assert units.units([3, 1]) == units.join([3, 1]) == [3, 1]
+    assert units.weight().shape[0] == model.llm.llm.get_input_embeddings().weight.shape[0]
+
+
+def test_scores_have_a_place_for_every_byte(model, batch):
+    with torch.no_grad():
+        scores, lens = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
+    assert scores.shape[-1] == len(model.projector.units.bytes) + 1 and scores.dtype == torch.float32
+    assert lens.tolist() == ((batch.feat_lens_b + 1) // 2).tolist()
+
+
+def test_loss_and_prompt_alone_as_in_a_batch(model, batch):
+    with torch.no_grad():
+        for one in model.parameters():
+            one.add_(0.05 * torch.randn_like(one)) if one.requires_grad else None
+        together, lens = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
+        alone = batch._replace(feats_bfm=batch.feats_bfm[:1, :80], **{k: getattr(batch, k)[:1] for k in batch._fields[2:]})
+        scores, length = model.projector.hear(*model.hear(alone), model.encoder.final_norm)
+    torch.testing.assert_close(scores[0], together[0, : int(length[0])], atol=1e-4, rtol=1e-4)
+    assert int(lens[0]) == int(length[0])
+
+
+def test_ctc_of_bytes_learns_an_utterance_and_every_search_reads_it(config, tmp_path):
+    """One utterance by heart: then CTC alone and the joint search write it."""
+    model = SteerMoE.from_config(config)
+    lines = tiny.make_dataset(tmp_path, [60])
+    lines.write_text(json.dumps(json.loads(lines.read_text()) | {"text": "the cat"}) + "\n")
+    data = AudioTextDataset(lines)
+    train, ask = Collator(model.llm, "hear: ")([data[0]]), Collator(model.llm, "hear: ", answers=False)([data[0]])
+    parameters = [p for group in model.parameter_groups().values() for p in group.values()]
+    optimizer, objective = torch.optim.Adam(parameters, 1e-2), Joint(next_token=0.0, ctc=1.0)
+    for step in range(1, 501):
+        optimizer.zero_grad()
+        loss = objective(model.train(), train, step)
+        assert set(loss.stats) == {"ctc"}
+        loss.total.backward()
+        optimizer.step()
+        if float(loss.total.detach()) < 0.02:
+            break
+    model.eval()
+    text = "the cat"
+    for weight in (1.0, 0.9):
+        conf = type(config.decode_conf)(ctc_weight=weight, beam=3, max_tokens=60)
+        (hypothesis,) = decode_batch(model, ask, [0.6], conf)
+        assert model.llm.decode(hypothesis.tokens).strip() == text
+    with torch.no_grad():
+        prompt, lens = model.listen(ask)
+    torch.testing.assert_close(prompt[0, : int(lens[0])], model.llm.embed(torch.tensor(model.llm.encode(text))).float())
+    assert answers(train)[1].tolist() == [len(model.llm.encode(text))]
+
+
+@pytest.mark.parametrize(
+    "conf, words",
+    [
+        ({"units": "letters"}, "projector_conf.units: 'letters'"),
+        ({"frames": "conv", "frames_conf": {"reach": 4}}, "projector_conf.reach: 4 is even"),
+        ({"frames": "conv", "frames_conf": {"blocks": 0}}, "projector_conf.blocks: 0"),
+        ({"frames": "conv", "frames_conf": {"dropout": 1.0}}, "projector_conf.dropout: 1.0"),
+    ],
+)
+def test_wrong_values_are_named(tiny_config, conf, words):
+    config = config_from_dict(tiny_config.to_dict() | {"projector": "token", "projector_conf": conf, "objective": "joint"})
+    with pytest.raises(UserError, match=words):
+        SteerMoE.from_config(config)
+
+
+def test_an_llm_without_letters_is_named(model):
+    model.llm.__dict__["tokenizer"] = Pieces()
+    with pytest.raises(UserError, match="units: tokens"):
+        ByteUnits(model.llm)
+
+
+def test_conv_frames_are_pooled_and_end_where_the_audio_ends(model, batch):
+    from steermoe.conv_projector import ConvProjector
+
+    torch.manual_seed(0)
+    projector = ConvProjector(model.encoder.dim, 24, kernel=4, dim=8, blocks=2, reach=7).eval()
+    with torch.no_grad():
+        hidden, lens = model.hear(batch)
+        prompt, audio_lens = projector(hidden, lens, model.encoder.final_norm)
+        noise = hidden.clone()
+        noise[0, int(lens[0]) :] = 99.0  # what stands behind the end reaches nothing
+        again, _ = projector(noise, lens, model.encoder.final_norm)
+    assert prompt.shape[-1] == 24 and audio_lens.tolist() == [-(-int(n) // 4) for n in lens]
+    torch.testing.assert_close(prompt[0, : int(audio_lens[0])], again[0, : int(audio_lens[0])])
