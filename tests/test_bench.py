@@ -1,0 +1,123 @@
+"""The bench's references compute what ours computes, in the same window mode; its tables; each path's command."""
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from steermoe.data.collator import Collator
+from steermoe.data.dataset import AudioTextDataset
+from steermoe.model import SteerMoE
+from steermoe.train.objectives import NextToken
+
+BENCH = Path(__file__).resolve().parents[1] / "tools" / "bench"
+sys.path.insert(0, str(BENCH))
+import dump  # noqa: E402
+import references  # noqa: E402
+import train_step  # noqa: E402
+import turns  # noqa: E402
+
+
+@pytest.fixture()
+def pair(tiny_config, tmp_path):
+    """A model over 30 s with the paper's bare prompt, and a batch: [audio][prompt][answer][end]."""
+    tiny_config.encoder_conf["window"], tiny_config.llm_conf["chat"] = "full30", False
+    model = SteerMoE.from_config(tiny_config).train()
+    data = AudioTextDataset(tiny.make_dataset(tmp_path, [160, 60, 233]))
+    return model, Collator(model.llm, "hear: ")([data[index] for index in range(3)])
+
+
+def test_loss_and_gradients_equal_the_straightforward_reference(pair):
+    ours, batch = pair
+    reference = references.Straightforward(ours)
+    loss = NextToken()(ours, batch)
+    mean = loss.total / loss.units
+    mean.backward()
+    expected = reference.loss(references.pad_feats(ours, batch), batch)
+    expected.backward()
+    assert abs(float(mean.detach()) - float(expected.detach())) < 1e-5
+    layers, dim, experts = ours.steering.router_weight.shape
+    router = reference.router.weight.grad.view(layers, experts, dim).transpose(1, 2)
+    for one, other in (
+        (ours.steering.experts.grad, reference.experts.grad),
+        (ours.steering.scales.grad, reference.scales.grad),
+        (ours.steering.router_weight.grad, router),
+        (ours.projector.linear.weight.grad, reference.projector.weight.grad),
+    ):
+        assert other.abs().max() > 0 and torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_authors_attend_to_448_places_of_text(pair):
+    ours, batch = pair
+    authors, feats = references.Authors(ours), references.pad_feats(ours, batch)
+    seen = {}
+    authors.llm.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    loss = authors.loss(feats, batch)
+    assert seen["inputs_embeds"].shape[1] == 375 + 448 and seen["attention_mask"].all()
+    plain = references.Straightforward(ours).loss(feats, batch)  # no answer looks ahead, so the padding changes nothing
+    assert torch.allclose(loss, plain, atol=1e-5)
+
+
+def test_decoding_equals_transformers_greedy_token_by_token(pair):
+    import decode
+    from steermoe.config import DecodeConf
+    from steermoe.decode.search import greedy_search
+
+    ours, batch = pair
+    prompt = len(ours.llm.template("hear: ").suffix_ids)
+    batch = batch._replace(text_ids_bs=batch.text_ids_bs[:, :prompt], text_lens_b=torch.full((3,), prompt))
+    ours.llm.stop_ids, ours.llm.llm.generation_config.eos_token_id = set, None
+    with torch.no_grad():
+        found = greedy_search(ours.llm, *ours.soft_prompt(batch, left_pad=True), [12, 7, 9], DecodeConf(max_repeats=0))
+    theirs = references.Straightforward(ours).generate(references.pad_feats(ours, batch), batch.text_ids_bs, 12).tolist()
+    assert [h.tokens for h in found] == [theirs[0], theirs[1][:7], theirs[2][:9]]
+    assert decode.ROUNDS
+
+
+def test_features_equal_the_extractors(tmp_path):
+    data = dump.invent_corpus(tmp_path / "data", [1.0, 2.3])
+    args = dump.job_args(data, tmp_path / "one", 1)
+    dump.our_dump(args)()
+    dump.merge_shards(args)
+    computed, stored = dump.largest_difference(args)
+    assert computed < 1e-6 and stored < 1e-4
+
+
+def test_operations_are_counted_from_the_shapes():
+    left, right = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7)
+    assert train_step.count_flops(lambda: (left @ right).sum().backward()) == 2 * (2 * 3 * 5 * 7)
+    q = torch.randn(1, 2, 6, 4, requires_grad=True)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert train_step.count_flops(lambda: attend(q, q.detach(), q.detach()).sum().backward()) == 7 * (2 * 2 * 6 * 6 * 4)
+
+
+def test_turns_and_their_table(capsys, monkeypatch):
+    calls = []
+
+    def too_large():
+        raise MemoryError
+
+    variants = {"ours": lambda: calls.append("ours"), "other": lambda: calls.append("other"), "large": too_large}
+    times = turns.take_turns(variants, 2)
+    assert calls == ["ours", "other"] * 3 and len(times["ours"].wall) == 2 and times["large"].wall == []
+    seconds = {"ours": [1.0, 2.0, 1.0], "other": [4.0, 4.0, 6.0], "large": []}
+    times = {name: turns.Times(values, []) for name, values in seconds.items()}
+    monkeypatch.setattr(turns, "machine", lambda: "a machine")
+    table = turns.rows(times, "ours", "wall", {"x real time": lambda median: f"{10 / median:.0f}"})
+    turns.print_report("Title", table, ["a note"], Namespace(markdown=True, rounds=3))
+    printed = capsys.readouterr().out
+    assert "| variant | seconds (wall) | x ours | x real time |\n|---|---|---|---|" in printed
+    assert "| other | 4 (4 to 6) | 4.00 (2.00 to 6.00) | 2 |" in printed
+    assert "| large | out of memory | out of memory |  |" in printed
+    assert "a machine" in printed and "- a note" in printed
+    turns.print_report("Title", table, [], Namespace(markdown=False, rounds=3))
+    assert "other    4 (4 to 6)      4.00 (2.00 to 6.00)" in capsys.readouterr().out
+
+
+def test_the_command_names_its_paths():
+    shown = subprocess.run([sys.executable, str(BENCH)], capture_output=True, text=True)
+    assert shown.returncode == 2 and all(path in shown.stdout for path in ("train-step", "decode", "dump", "score", "load"))

@@ -1,0 +1,54 @@
+"""A model from the local cache until it can decode: whole processes that load the tiny pair with an adapter and end.
+
+ours          steermoe.checkpoint.load_model, with the check that the frozen models are those of the adapter
+imports       what of it is Python's start and the import of torch and transformers
+transformers  its from_pretrained for the LLM and the tokenizer alone
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from steermoe.config import Config
+from steermoe.fetch import find_model
+from turns import print_report, rows, take_turns
+
+ROUNDS = 7
+OURS = "ours"
+ROOT = Path(__file__).resolve().parents[2]
+LOAD = "import sys; from steermoe.checkpoint import load_model; load_model(sys.argv[1])"
+IMPORTS = "import torch, transformers; from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM"
+THEIRS = IMPORTS + "; import sys; AutoTokenizer.from_pretrained(sys.argv[1]); AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+
+
+def add_options(parser) -> None:
+    parser.add_argument("--adapter", type=Path, help="an adapter file, experiment or package; default: a fresh one")
+
+
+def run(args) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = args.adapter or fresh_adapter(Path(folder) / "fresh.safetensors")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # modules compiled once, as they are in an installed package
+
+        def process(code: str, path) -> object:
+            words = [sys.executable, "-c", code, str(path)]
+            return lambda: subprocess.run(words, env=environment, check=True, capture_output=True)
+
+        llm = find_model(Config().llm_conf["model"], kind="llm")
+        variants = {OURS: process(LOAD, adapter), "imports": process(IMPORTS, ""), "transformers": process(THEIRS, llm)}
+        times = take_turns(variants, args.rounds)
+    print_report("Loading for decoding", rows(times, OURS, args.clock), [], args)
+
+
+def fresh_adapter(path: Path) -> Path:
+    from steermoe.checkpoint import save_adapter
+    from steermoe.model import SteerMoE
+
+    config = Config()
+    save_adapter(path, SteerMoE.from_config(config), config, 0, {})
+    return path
