@@ -154,14 +154,34 @@ def test_a_limit_ends_a_hypothesis(search):
 def test_heard_and_reading_alone_as_in_a_batch():
     torch.manual_seed(1)
     scores, lens = 4 * torch.randn(2, 7, 30), torch.tensor([7, 4])
-    together = hear(scores, lens)
+    together = hear(scores, lens, sure=1.0)
     for row, length in enumerate(lens.tolist()):
-        alone = hear(scores[row : row + 1, :length], lens[row : row + 1])
+        alone = hear(scores[row : row + 1, :length], lens[row : row + 1], sure=1.0)
         count = alone.units_bp.shape[1]
         assert together.units_bp[row, :count].tolist() == alone.units_bp[0].tolist()
         torch.testing.assert_close(together.logprobs_bup[row, :length, : count + 1], alone.logprobs_bup[0])
         assert best_units(scores, lens)[row] == best_units(scores[row : row + 1, :length], lens[row : row + 1])[0]
     assert together.logprobs_bup[1, 4:, 0].tolist() == [0.0] * 3 and float(together.logprobs_bup[1, 4:, 1:].max()) < -1e8
+
+
+def test_frames_that_surely_say_nothing_change_no_prefix_score():
+    torch.manual_seed(3)
+    scores = 3 * torch.randn(2, 12, 6)
+    scores[:, [0, 1, 4, 5, 6, 10], 0] += 30.0
+    scores[0, 3], scores[0, 7] = scores[0, 3] * 0 + 5 * torch.eye(6)[2], 5 * torch.eye(6)[2]  # one unit before and after the pause
+    lens = torch.tensor([12, 9])
+    short, whole = hear(scores, lens), hear(scores, lens, sure=1.0)
+    assert short.logprobs_bup.shape[1] == 12 - 3 and short.units_bp.tolist() == whole.units_bp.tolist()
+    for row in range(2):
+        for units in ([1], [1, 1], [2, 1, 3]):
+            ends = []
+            for heard_ in (short, whole):
+                prefixes = Prefixes.empty(heard_).select(torch.tensor([row]))
+                for unit in units:
+                    place = heard_.units_bp[row].tolist().index(unit) + 1
+                    prefixes = prefixes.extended(torch.tensor([0]), torch.tensor([place]))
+                ends.append(float(prefixes.ends()))
+            assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 
 
 def test_reading_of_a_hand_drawn_row():

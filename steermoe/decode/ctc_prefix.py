@@ -8,6 +8,7 @@ Source: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,11 @@ from steermoe.masks import length_mask
 
 NEVER = -1e9  # log probability of what cannot be; finite, so that differences stay numbers
 NEAR = 4  # units of a frame that get a place
+SURE = 0.99  # a blank of this probability says nothing: of such frames in a row one is kept
 
 
 class Heard(NamedTuple):
-    """What CTC says of a batch. logprobs_bup, behind an utterance's end certainly blank; units_bp int64: the units of places 1..,
+    """What CTC says of a batch. logprobs_bup (B, U, P), behind an utterance's end certainly blank; units_bp int64: the units of places 1..,
     -1 where there are fewer.
     """
 
@@ -29,18 +31,25 @@ class Heard(NamedTuple):
     units_bp: Tensor
 
 
-def hear(scores_buc: Tensor, lens_b: Tensor) -> Heard:
-    """(B, U, C + 1) scores before the softmax -> the NEAR best units of every frame, and the log probabilities of these and the blank."""
+def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE) -> Heard:
+    """(B, U, C + 1) scores before the softmax -> the NEAR best units of every frame, and the log probabilities of these and the blank.
+
+    Frames that surely say nothing are left out but for one of each run, which keeps two equal units apart; 1.0 keeps all.
+    """
     logprobs_buc = scores_buc.double().log_softmax(-1)
-    near_bun = logprobs_buc[..., 1:].topk(min(NEAR, logprobs_buc.shape[-1] - 1), -1).indices
     inside_bu = length_mask(lens_b, scores_buc.shape[1])
-    units = [near[inside].unique() for near, inside in zip(near_bun, inside_bu)]
-    units_bp = torch.nn.utils.rnn.pad_sequence(units, batch_first=True, padding_value=-1)
+    silent_bu = logprobs_buc[..., BLANK] > math.log(sure)
+    kept_bu = inside_bu & ~(silent_bu & torch.nn.functional.pad(silent_bu, (1, 0))[:, :-1])
+    rows = [logprobs_uc[kept] for logprobs_uc, kept in zip(logprobs_buc, kept_bu)]
+    near = [row[:, 1:].topk(min(NEAR, row.shape[1] - 1), -1).indices.unique() for row in rows]
+    units_bp = torch.nn.utils.rnn.pad_sequence(near, batch_first=True, padding_value=-1)
     columns_bp = torch.nn.functional.pad(units_bp + 1, (1, 0))  # the blank in front; what is missing points to it too
-    logprobs_bup = logprobs_buc.gather(2, columns_bp[:, None].expand(-1, scores_buc.shape[1], -1))
+    logprobs_buc = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    logprobs_bup = logprobs_buc.gather(2, columns_bp[:, None].expand(-1, logprobs_buc.shape[1], -1))
     logprobs_bup[..., 1:].masked_fill_((units_bp < 0)[:, None], NEVER)
     certainly_blank = torch.full_like(logprobs_bup[0, 0], NEVER)
     certainly_blank[BLANK] = 0.0
+    inside_bu = length_mask(kept_bu.sum(1), logprobs_buc.shape[1])
     return Heard(torch.where(inside_bu[..., None], logprobs_bup, certainly_blank), units_bp)
 
 
@@ -78,7 +87,7 @@ class Prefixes(NamedTuple):
 
     def extension(self, sources_s: Tensor, places_s: Tensor) -> Tensor:
         """(S,): the same for chosen rows, each with one place."""
-        return torch.logsumexp(self._entered(sources_s, places_s) + self._of(self.rows_r[sources_s], places_s), 1)
+        return torch.logsumexp((self._entered(sources_s, places_s) + self._of(self.rows_r[sources_s], places_s)).float(), 1)
 
     def extended(self, sources_s: Tensor, places_s: Tensor) -> "Prefixes":
         """These rows (any order, repeats allowed), each with one place's unit more."""
@@ -104,8 +113,9 @@ class Prefixes(NamedTuple):
     def _entered(self, sources_s: Tensor, places_s: Tensor) -> Tensor:
         """(S, U): log p(the frames before u say the row, and this unit may begin at u)."""
         everywhere_ru, after_blank_ru = self._before()
-        again_s1 = (self.last_r[sources_s] == places_s)[:, None]
-        return torch.where(again_s1, after_blank_ru[sources_s], everywhere_ru[sources_s])
+        entered_su, again_s = everywhere_ru[sources_s], self.last_r[sources_s] == places_s
+        entered_su[again_s] = after_blank_ru[sources_s[again_s]]
+        return entered_su
 
     def _before(self) -> tuple[Tensor, Tensor]:
         """(R, U) each: log p(the frames before u say the row), and the same with a blank at the end, for the last unit's return."""

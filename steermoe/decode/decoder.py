@@ -41,8 +41,13 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf)
     return joint_search(model.llm, *prompt, hear(scores_buv, lens_b), model.projector.units, limits, conf)
 
 
-def decode_dataset(model: SteerMoE, data: AudioTextDataset, prompt: str, conf: DecodeConf, journal: Journal) -> None:
-    """Fills the journal with every utterance's answer; whole batches found in it are not decoded again."""
+def decode_dataset(
+    model: SteerMoE, data: AudioTextDataset, prompt: str, conf: DecodeConf, journal: Journal, job: int = 1, nj: int = 1
+) -> None:
+    """Fills the journal with every utterance's answer; whole batches found in it are not decoded again.
+
+    job (from 1) of nj: every nj-th batch only. All have the same budget of frames, so jobs get the same share of the audio.
+    """
     collator = Collator(model.llm, prompt, answers=False)
     device = next(model.projector.parameters()).device
 
@@ -53,4 +58,4 @@ def decode_dataset(model: SteerMoE, data: AudioTextDataset, prompt: str, conf: D
         return {e["utt"]: [model.llm.decode(h.tokens).strip(), h.ended] for e, h in zip(entries, hypotheses)}
 
     costs = [max(length, model.encoder.min_frames) for length in data.lengths()]
-    journal.run("decode", sorted_batches(costs, conf.batch_frames, conf.max_batch), decode)
+    journal.run("decode", sorted_batches(costs, conf.batch_frames, conf.max_batch)[job - 1 :: nj], decode)

@@ -13,6 +13,7 @@ from typing import Callable, Sequence
 
 from steermoe.data.kaldi_files import write_map
 from steermoe.environment import describe
+from steermoe.errors import UserError
 from steermoe.files import append_jsonl, resume_jsonl, write_json
 from steermoe.progress import Progress
 from steermoe.score import write_trn
@@ -52,11 +53,20 @@ class Journal:
         return sum(line["seconds"] for line in self.lines)
 
 
-def open_journal(out: Path, stamp: Stamp) -> Journal:
-    """The journal in `out` of exactly these settings and inputs; those of others stay unread."""
+def open_journal(out: Path, stamp: Stamp, job: int = 1, nj: int = 1) -> Journal:
+    """The journal in `out` of exactly these settings and inputs, and of this job of nj; those of others stay unread."""
     out.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(json.dumps(stamp.content, sort_keys=True).encode()).hexdigest()[:12]
-    return Journal(out / f".hyp.{key}.part")
+    return Journal(out / (f".hyp.{key}.part" if nj == 1 else f".hyp.{key}.{job}of{nj}.part"))
+
+
+def join_journals(out: Path, stamp: Stamp, nj: int, utterances: int) -> Journal:
+    """What nj jobs have decoded, together. UserError if that is not all of the utterances."""
+    joined, *others = (open_journal(out, stamp, job, nj) for job in range(1, nj + 1))
+    joined.lines += [line for journal in others for line in journal.lines]
+    if (found := len(joined.results)) < utterances:
+        raise UserError(f"{out}: {found} of {utterances} utterances are decoded; run stage 5 again, it goes on where it was")
+    return joined
 
 
 def write_hypotheses(out: Path, entries: list[dict], journal: Journal, settings: dict, stamp: Stamp) -> None:
