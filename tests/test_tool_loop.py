@@ -25,7 +25,7 @@ SHANGHAI = {"city": "上海"}
 def scripted(tiny_model, *answers: str, tools=FUNCTIONS, **settings) -> Conversation:
     conversation = Conversation(tiny_model, tools, **{"tool_seconds": 5.0} | settings)
     script, encode = iter(answers), conversation.llm.tokenizer
-    conversation._generate = lambda: (encode(next(script), add_special_tokens=False)["input_ids"], "end")
+    conversation._generate = lambda first: (encode(next(script), add_special_tokens=False)["input_ids"], "end")
     return conversation
 
 
@@ -63,7 +63,7 @@ def test_a_bad_call_is_shown_once_and_then_reported(tiny_model, text, error):
     conversation = scripted(tiny_model, text, text, "never reached", "the next turn")
     reply = conversation.say("go")
     assert reply.ended == "bad call" and error in reply.calls[-1].error and len(reply.calls) == 2
-    conversation._generate = lambda: ([], "end")
+    conversation._generate = lambda first: ([], "end")
     assert conversation.say("go on").ended == "end"
 
 
@@ -179,9 +179,9 @@ def test_a_grammar_keeps_calls_inside_the_schema(tiny_model, family, tokens):
     form = ChatTemplate(tokenizer, None, schemas).call_form()
     grammar = CallGrammar(tokenizer, form, schemas, {tokenizer.eos_token_id})
 
-    def possible(text: str) -> bool:
+    def possible(text: str, required: bool = False) -> bool:
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        return grammar.matcher(grammar.vocabulary, grammar.grammar).validate_tokens(ids) == len(ids)
+        return grammar.begin(required).matcher.validate_tokens(ids) == len(ids)
 
     def call(name: str, arguments: str) -> str:
         return form[0] + name + form[1] + arguments + form[2]
@@ -189,6 +189,8 @@ def test_a_grammar_keeps_calls_inside_the_schema(tiny_model, family, tokens):
     assert possible("It rains.") and possible("") and possible("Well. " + call("get_weather", '{"city": "上海"}'))
     assert possible(call("plan", '{"city": "x", "days": 2, "units": "F", "hours": [1.5, 2]}'))
     assert possible(call("plan", '{"city": "x", "hours": null}'))
+    assert possible(call("get_weather", '{"city": "x"}'), required=True)
+    assert not possible("It rains.", required=True) and not possible("", required=True)
     for name, arguments in [
         ("get_wether", "{}"),
         ("get_weather", '{"town": "x"}'),
@@ -203,7 +205,7 @@ def test_a_grammar_keeps_calls_inside_the_schema(tiny_model, family, tokens):
 @needs_llguidance
 def test_a_constrained_answer_is_a_call_that_fits(tiny_model, monkeypatch):
     """An LLM that begins a call and then knows nothing: whatever it writes, the call is one that can be run."""
-    conversation = Conversation(tiny_model, [get_weather], constrained=True, max_tokens=200)
+    conversation = Conversation(tiny_model, [get_weather], constrained="true", max_tokens=200)
     tokenizer = conversation.llm.tokenizer
     begun = tokenizer('<tool_call>', add_special_tokens=False)["input_ids"]
     start, generator = [], torch.Generator().manual_seed(1)
@@ -223,7 +225,28 @@ def test_a_constrained_answer_is_a_call_that_fits(tiny_model, monkeypatch):
     assert call.error is None and conversation.tools.check(call) is None and call.name == "get_weather"
 
 
+@needs_llguidance
+def test_a_required_call_comes_first_and_the_answer_is_free(tiny_model, monkeypatch):
+    conversation = Conversation(tiny_model, [get_weather], constrained="required", max_tokens=400)
+    generate = torch.Generator().manual_seed(2)
+    quote = conversation.llm.tokenizer('"', add_special_tokens=False)["input_ids"][0]
+
+    def read(places, audio_nh):
+        logits = torch.rand(len(conversation.llm.tokenizer), generator=generate)
+        logits[quote] += 0.9
+        return logits
+
+    monkeypatch.setattr(conversation.cache, "read", read)
+    reply = conversation.say("hello")
+    assert reply.calls[0].name == "get_weather" and reply.calls[0].error is None and "<tool_call>" not in reply.text
+
+
+def test_what_constrained_can_be(tiny_model):
+    with pytest.raises(UserError, match="'maybe' is not one of false, true, required"):
+        Conversation(tiny_model, [get_weather], constrained="maybe")
+
+
 def test_constrained_without_the_package_says_what_to_install(tiny_model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(UserError, match="pip install llguidance"):
-        Conversation(tiny_model, [get_weather], constrained=True)
+        Conversation(tiny_model, [get_weather], constrained="true")

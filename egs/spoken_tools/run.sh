@@ -19,7 +19,7 @@ option lang en "language of the speech, for the encoder's own decoder"
 option tts "" "another synthesiser than flite: a command with {text} and {wav} in it"
 option voices "slt rms" "flite's voices, as one word: slt, rms, awb, kal16"
 option data "" "data directory of your own recordings of one list, with utterances VOICE-QUERY-TURN; nothing is synthesised then"
-option constrained false "keep calls inside the functions' schemas (needs llguidance)"
+option constrained "" "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
 option tag "" "appended to the experiment's name"
 option max_tokens 128 "of one answer"
 option ngpu 0 "GPUs: 0 or 1"
@@ -43,7 +43,7 @@ given=$(printf '%q ' "$@")
   export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
   name=${model%/}
   name=${name##*/}
-  [ "$constrained" = false ] || name=${name}_constrained
+  [ -z "$constrained" ] || name=${name}_constrained_$constrained
 
   for list in $lists; do
     speech=${data:-data/$list}
@@ -63,7 +63,7 @@ given=$(printf '%q ' "$@")
         *) how=(--conditions "text alone transcript voice") ;;
       esac
       "$python" local/ask.py --model "$model" --queries "queries/$list.jsonl" --data "$speech" --out "$out" "${how[@]}" \
-        --constrained "$constrained" --max-tokens "$max_tokens" --language "$lang" --ngpu "$ngpu" \
+        ${constrained:+--constrained "$constrained"} --max-tokens "$max_tokens" --language "$lang" --ngpu "$ngpu" \
         ${encoder_model:+--encoder-model "$encoder_model"} ${llm_model:+--llm-model "$llm_model"}
       "$python" local/score.py --queries "queries/$list.jsonl" --out "$out" --made-by "./run.sh ${given% }"
     fi

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from steermoe.bin.cli import Parser, boolean, run
+from steermoe.bin.cli import Parser, run
 from steermoe.bin.decode import add_model_options, device
 from steermoe.errors import UserError
 from steermoe.pretrained import NAME, adapter_path
@@ -38,8 +38,8 @@ def make_parser() -> Parser:
     parser.add_argument("turns", nargs="*", metavar="TURN", help="text with @FILE for recordings in it, or an audio file")
     parser.add_argument("--tools", type=Path, help="Python file; the LLM may call its functions (it is run: read it first)")
     parser.add_argument("--system", help="the system message; default: what the adapter was trained with")
-    constrained = "keep calls inside the functions' schemas (needs llguidance)"
-    parser.add_argument("--constrained", type=boolean, default=False, help=constrained)
+    constrained = "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
+    parser.add_argument("--constrained", choices=("false", "true", "required"), default="false", help=constrained)
     parser.add_argument("--max-tokens", type=int, default=512, help="of one answer")
     parser.add_argument("--max-rounds", type=int, default=5, help="how often it may call before it has to answer")
     parser.add_argument("--tool-seconds", type=float, default=10.0, help="time limit of one call")

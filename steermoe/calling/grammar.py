@@ -1,7 +1,7 @@
 """Keeps calls inside the tools' schemas while they are written: a grammar over the LLM's tokens, by llguidance.
 
 Text is free until the LLM begins a call in its own form; from there on only what leads to a known function with fitting arguments
-can be written. Shape legend: V the LLM's vocabulary.
+can be written. Where a call is required, the answer begins with one. Shape legend: V the LLM's vocabulary.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ class CallGrammar:
         except Exception as error:  # slow tokenizers, and formats that it does not know
             name = tokenizer.name_or_path
             raise UserError(f"--constrained true: llguidance cannot read the tokenizer of {name}: {error}") from None
-        self.lark = call_lark(tokenizer, form, schemas)
-        self.grammar = LLMatcher.grammar_from_lark(self.lark)
         self.matcher = LLMatcher
-        if error := LLMatcher.validate_grammar(self.grammar, self.vocabulary):
+        self.free, self.required = (
+            LLMatcher.grammar_from_lark(call_lark(tokenizer, form, schemas, required)) for required in (False, True)
+        )
+        if error := LLMatcher.validate_grammar(self.free, self.vocabulary):
             raise UserError(f"--constrained true: llguidance cannot read the tools' schemas: {error}")
 
-    def begin(self) -> "Guide":
-        return Guide(self.matcher(self.vocabulary, self.grammar))
+    def begin(self, required: bool = False) -> "Guide":
+        """For one answer. required: it begins with a call."""
+        return Guide(self.matcher(self.vocabulary, self.required if required else self.free))
 
 
 class Guide:
@@ -64,14 +66,18 @@ class Guide:
         self.matcher.consume_token(token)
 
 
-def call_lark(tokenizer, form: tuple[str, str, str], schemas: Sequence[dict]) -> str:
-    """A grammar in llguidance's Lark: free text, and any number of calls in it."""
+def call_lark(tokenizer, form: tuple[str, str, str], schemas: Sequence[dict], required: bool = False) -> str:
+    """A grammar in llguidance's Lark: free text, and any number of calls in it; or a call and nothing else."""
     before, between, after = form
     trigger = before.partition("{")[0].strip() or before
     begin = before.partition(trigger)[2]
     trigger_elements = _elements(tokenizer, trigger)
     lazy = "" if trigger_elements.startswith("<") else "[lazy]"
-    lines = ["%llguidance {}", "start: (head call)* TEXT", f"head{lazy}: TEXT {trigger_elements}", r"TEXT: /(.|\n)*/"]
+    lines = ["%llguidance {}"]
+    if required:
+        lines.append(f"start: {trigger_elements} call")
+    else:
+        lines += ["start: (head call)* TEXT", f"head{lazy}: TEXT {trigger_elements}", r"TEXT: /(.|\n)*/"]
     lines.append("call: " + " | ".join(f"call_{index}" for index in range(len(schemas))))
     for index, function in enumerate(schema["function"] for schema in schemas):
         arguments = json.dumps(strict(function["parameters"]) | {"x-guidance": JSON_FORM}, ensure_ascii=False)

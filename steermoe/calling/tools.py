@@ -28,7 +28,7 @@ class Tools:
     returns, and C code that never lets Python go on holds up everything. Give those as a file.
     """
 
-    def __init__(self, tools: Sequence[Callable] | str | Path, seconds: float = 10.0):
+    def __init__(self, tools: Callable | Sequence[Callable] | str | Path, seconds: float = 10.0):
         if seconds <= 0:
             raise UserError(f"tool_seconds: {seconds:g} is no time; give seconds above 0")
         self.seconds = seconds
@@ -36,8 +36,9 @@ class Tools:
             self.runner: Worker | Threads = Worker(tools)
             self.schemas = self.runner.schemas
         else:
-            self.runner = Threads(tools)
-            self.schemas = schemas_of(tools)
+            functions = [tools] if callable(tools) else list(tools)
+            self.runner = Threads(functions)
+            self.schemas = schemas_of(functions)
         self.parameters = {schema["function"]["name"]: schema["function"]["parameters"] for schema in self.schemas}
 
     def check(self, call: Call) -> str | None:

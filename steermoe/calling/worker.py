@@ -22,7 +22,7 @@ from steermoe.calling.results import as_text, schemas_of
 from steermoe.errors import UserError
 
 MODULE = "steermoe_tools_file"  # a name that no import statement in it can mean
-START_SECONDS = 120.0  # to import the file, which may import much
+START_SECONDS = 600.0  # to import the file, which may import much on a busy machine
 
 
 class Worker:

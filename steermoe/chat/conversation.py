@@ -27,6 +27,7 @@ from steermoe.decode.repeats import loop_start
 from steermoe.errors import UserError
 from steermoe.llms.template import stop_tokens
 
+CONSTRAINED = ("false", "true", "required")
 MAX_REPEATS = 4  # as decode_conf.max_repeats: the guard against endless repeats
 
 
@@ -46,8 +47,8 @@ class Conversation:
     """model: a SteerMoE in eval mode. tools: typed Python functions, or a file of them (see calling.tools).
 
     system: the system message; None: what the adapter was trained with. max_tokens: of one answer. max_rounds: how often the
-    LLM may call before it has to answer. tool_seconds: time limit of one call. constrained: calls are kept inside the tools'
-    schemas by a grammar (needs the package llguidance).
+    LLM may call before it has to answer. tool_seconds: time limit of one call. constrained: "true" keeps calls inside the tools'
+    schemas by a grammar, "required" also makes every turn begin with a call (both need the package llguidance).
     """
 
     def __init__(
@@ -59,16 +60,19 @@ class Conversation:
         max_tokens: int = 512,
         max_rounds: int = 5,
         tool_seconds: float = 10.0,
-        constrained: bool = False,
+        constrained: bool | str = "false",
     ):
+        constrained = str(constrained).lower()
         self.model, self.llm = model, model.llm
         self.max_tokens, self.max_rounds = max_tokens, max_rounds
         self.tools = Tools(tools, tool_seconds)
         self.template = ChatTemplate(self.llm.tokenizer, self.llm.system if system is None else system, self.tools.schemas)
         self.frontend = type(model.encoder).frontend(model.encoder.model)
         self.stop = stop_tokens(self.llm.tokenizer, getattr(self.llm.llm, "generation_config", None), chat=True)
-        self.grammar = None
-        if constrained and self.tools.schemas:
+        self.grammar, self.required = None, constrained == "required"
+        if constrained not in CONSTRAINED:
+            raise UserError(f"constrained: {constrained!r} is not one of {', '.join(CONSTRAINED)}")
+        if constrained != "false" and self.tools.schemas:
             from steermoe.calling.grammar import CallGrammar
 
             self.grammar = CallGrammar(self.llm.tokenizer, self.template.call_form(), self.tools.schemas, self.stop)
@@ -137,7 +141,7 @@ class Conversation:
         calls: list[Call] = []
         forgiven = False  # one call that cannot be run is shown to the LLM, so that it can correct it
         for round_ in range(self.max_rounds + 1):
-            tokens, ended = self._generate()
+            tokens, ended = self._generate(first=round_ == 0)
             text = self.llm.decode(tokens).strip()
             said, asked = text, []
             if self.tools.schemas:
@@ -171,8 +175,8 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": said, "call": shown, "written": written})
         self.messages.append({"role": "tool", "name": shown["name"], "tool_call_id": number, "content": result})
 
-    def _generate(self) -> tuple[list[int], str]:
-        """Greedy. -> token ids without the end token, and how they ended."""
+    def _generate(self, first: bool = True) -> tuple[list[int], str]:
+        """Greedy. first: nothing has been called in this turn. -> token ids without the end token, and how they ended."""
         places = self.template.places(self.messages, self.spans)
         config = self.llm.llm.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None) or len(places) + self.max_tokens
@@ -180,7 +184,7 @@ class Conversation:
             size = f"{len(places)} tokens and audio vectors"
             raise UserError(f"the conversation has {size}, the LLM reads {longest}: begin a new one")
         tokens: list[int] = []
-        guide = self.grammar.begin() if self.grammar else None
+        guide = self.grammar.begin(self.required and first) if self.grammar else None
         while True:
             logits_v = self.cache.read([*places, *tokens], self.audio_nh)
             token = int((guide.allow(logits_v) if guide else logits_v).argmax())

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from queries import read_queries  # noqa: E402
 
-from steermoe.bin.cli import Parser, boolean, run  # noqa: E402
+from steermoe.bin.cli import Parser, run  # noqa: E402
 from steermoe.bin.decode import add_model_options, device  # noqa: E402
 from steermoe.data.kaldi_files import read_map  # noqa: E402
 from steermoe.errors import UserError  # noqa: E402
@@ -61,8 +61,8 @@ def make_parser() -> Parser:
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
     parser.add_argument("--conditions", default="text transcript voice", help=f"as one word, of {' '.join(CONDITIONS)}")
     parser.add_argument("--tools", type=Path, help="Python file of the functions that may be called; none: plain questions")
-    constrained = "keep calls inside the functions' schemas (needs llguidance)"
-    parser.add_argument("--constrained", type=boolean, default=False, help=constrained)
+    constrained = "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
+    parser.add_argument("--constrained", choices=("false", "true", "required"), default="false", help=constrained)
     parser.add_argument("--max-tokens", type=int, default=128, help="of one answer")
     parser.add_argument("--language", default="en", help="of the speech, for the encoder's own decoder")
     add_model_options(parser)
