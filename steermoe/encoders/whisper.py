@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from steermoe.attention import attention
 from steermoe.data.features import WINDOW_FRAMES, WhisperLogMel, silence_value
 from steermoe.dtypes import resolve_dtype
 from steermoe.encoders.base import Steer, no_steer
@@ -132,8 +133,7 @@ class WhisperAttention(nn.Module):
             project(hidden_btd).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended_bktd = nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask_b11t)
-        return self.out_proj(attended_bktd.transpose(1, 2).flatten(2))
+        return self.out_proj(attention(q, k, v, mask_b11t).transpose(1, 2).flatten(2))
 
 
 def pad_to_window(feats_bfm: Tensor, feat_lens_b: Tensor) -> Tensor:

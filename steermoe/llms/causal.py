@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from steermoe.attention import attend_by_products
 from steermoe.dtypes import resolve_dtype
 from steermoe.errors import UserError
 from steermoe.fetch import find_model, fingerprint
@@ -37,6 +38,7 @@ class CausalLM(nn.Module):
         quantization: str = "none",
     ):
         super().__init__()
+        attend_by_products(llm)
         self.llm, self.tokenizer = llm.requires_grad_(False).eval(), tokenizer
         self.model, self.dtype, self.chat, self.system, self.quantization = model, dtype, chat, system, quantization
         self.dim = llm.get_input_embeddings().weight.shape[1]
@@ -93,11 +95,16 @@ class CausalLM(nn.Module):
         """(B, S) int64 -> (B, S, H) in the LLM's dtype."""
         return self.llm.get_input_embeddings()(ids_bs)
 
-    def hidden(self, vectors_bsh: Tensor, mask_bs: Tensor, positions_bs: Tensor, cache=None) -> Tensor:
-        """Last hidden states (B, S, H). mask_bs covers the cached places too; cache: a transformers Cache, extended in place."""
+    def hidden(
+        self, vectors_bsh: Tensor, mask_bs: Tensor | None = None, positions_bs: Tensor | None = None, cache=None
+    ) -> Tensor:
+        """Last hidden states (B, S, H). mask_bs covers the cached places too; cache: a transformers Cache, extended in place.
+
+        Without mask and positions: rows begin at their first place. Padding behind them needs no mask, since no place looks ahead.
+        """
         output = self.llm.get_decoder()(
             inputs_embeds=vectors_bsh,
-            attention_mask=mask_bs.long(),
+            attention_mask=None if mask_bs is None else mask_bs.long(),
             position_ids=positions_bs,
             past_key_values=cache,
             use_cache=cache is not None,
