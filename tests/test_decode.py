@@ -12,10 +12,11 @@ from steermoe.config import DecodeConf
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.decode.decoder import answer_limit, decode_batch, decode_dataset
-from steermoe.decode.hypotheses import Journal, write_hypotheses
+from steermoe.decode.hypotheses import Journal, join_journals, open_journal, write_hypotheses
 from steermoe.decode.repeats import loop_start
 from steermoe.stamp import Stamp
 from steermoe.decode.search import beam_search, greedy_search
+from steermoe.errors import UserError
 
 LENGTHS = [50, 80, 123, 200]
 
@@ -160,6 +161,18 @@ def test_killed_and_resumed_gives_the_same_hypotheses(tiny_model, data, tmp_path
         (tmp_path / name).mkdir()
         write_hypotheses(tmp_path / name, data.entries, journal, {}, Stamp(tmp_path / name / ".done", {}))
     assert (tmp_path / "one" / "text").read_bytes() == (tmp_path / "other" / "text").read_bytes()
+
+
+def test_jobs_that_share_the_audio_give_the_same_hypotheses_as_one(tiny_model, tmp_path):
+    data = AudioTextDataset(tiny.make_dataset(tmp_path, [50, 80, 123, 200, 90, 60]))
+    conf, stamp = DecodeConf(max_tokens=6, batch_frames=250), Stamp(tmp_path / ".done", {})
+    decode_dataset(tiny_model, data, "x ", conf, whole := Journal(tmp_path / "whole"))
+    decode_dataset(tiny_model, data, "x ", conf, first := open_journal(tmp_path, stamp, 1, 2), 1, 2)
+    with pytest.raises(UserError, match="of 6 utterances are decoded; run stage 5 again"):
+        join_journals(tmp_path, stamp, 2, len(data))
+    decode_dataset(tiny_model, data, "x ", conf, second := open_journal(tmp_path, stamp, 2, 2), 2, 2)
+    assert not first.results.keys() & second.results.keys() and abs(len(first.lines) - len(second.lines)) <= 1
+    assert join_journals(tmp_path, stamp, 2, len(data)).results == whole.results
 
 
 def test_a_hypothesis_with_a_unicode_line_separator_survives_a_resume(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = """stage stop-stage encoder train-config preset variant init decode-config tag encoder-model llm seed corpus test-sets
-train-sets dev-sets own-score lang nj ngpu cmd-backend backfill allow-pipes dry-run verbose""".split()
+train-sets dev-sets own-score lang nj decode-nj ngpu cmd-backend backfill allow-pipes dry-run verbose""".split()
 
 RUN_SH = """#!/usr/bin/env bash
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -119,6 +119,7 @@ def test_help_lists_every_option_with_its_default_and_the_stages(recipe):
         (["--stage", "7"], "stages are -1 to 6"),
         (["--stage", "5", "--stop-stage", "4"], "comes after"),
         (["--nj", "0"], "--nj 0: a whole number from 1 up"),
+        (["--decode-nj", "x"], "--decode-nj x: a whole number from 1 up"),
         (["--ngpu", "x"], "--ngpu x"),
         (["--encoder", "confromer"], "conf/train_conformer.yaml conf/train_whisper.yaml"),
         (["--train-config", "conf/x.yaml"], "--train-config conf/x.yaml: no such file"),
@@ -298,6 +299,13 @@ def test_a_configuration_elsewhere_and_no_teacher(recipe):
     calls = recipe.calls()
     assert [line for line in calls if line.startswith("fetch")] == ["fetch --config mine.yaml"]
     assert any(line.startswith("pretrain --config conf/pretrain_conformer.yaml ") for line in calls)
+
+
+def test_decoding_in_jobs(recipe):
+    status, _, err = recipe.run("--decode-nj", "2")
+    assert status == 0, err
+    jobs = [call.split("--nj ")[1].split() for call in recipe.calls() if call.startswith("decode ")]
+    assert sorted(jobs[:2]) == [["2", "--job", "1"], ["2", "--job", "2"]] and jobs[2] == ["2", "--job", "0"]
 
 
 def test_tag_decode_config_and_test_sets(recipe):

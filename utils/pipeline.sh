@@ -43,6 +43,7 @@ option dev_sets "" "likewise for validation, without weights"
 option own_score true "also decode and score with the frozen encoder's own decoder, where it has one"
 option lang en "language of the speech, for the encoder's own decoder"
 option nj "$((cores < 8 ? cores : 8))" "parallel jobs of stage 1"
+option decode_nj 1 "parallel jobs of stage 5, each with --ngpu GPUs"
 option ngpu 0 "GPUs for training and decoding; 0: the CPU"
 option cmd_backend local "where jobs run: local, or slurm (utils/cmd.sh)"
 option backfill true "make missing inputs of a stage by running the earlier stages; false: an error names them"
@@ -198,14 +199,20 @@ join_sets() { # OUT "WORD…"
 }
 
 stage_decode() {
-  local name out
+  local name out decode_verb
   need "$exp/.train.done" 4 # written when training has ended; a best checkpoint is there long before
   for name in $test_sets; do
     need "$dump/$name/data.jsonl" 2
     [ -z "$pretrain_config" ] || need "$encoder_name/config.json" 3
     out=$exp/decode_${name}_$decode_tag
-    submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin.decode --exp "$exp" \
-      --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu" "${decode_overrides[@]}"
+    decode_verb=("$PYTHON" -m steermoe.bin.decode --exp "$exp" --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu"
+      "${decode_overrides[@]}")
+    if [ "$decode_nj" -eq 1 ]; then
+      submit --gpu "$ngpu" "$out/log/decode.log" "${decode_verb[@]}"
+    else
+      submit --gpu "$ngpu" JOB="1:$decode_nj" "$out/log/decode.JOB.log" "${decode_verb[@]}" --nj "$decode_nj" --job JOB
+      here "$out/log/merge.log" "${decode_verb[@]}" --nj "$decode_nj" --job 0
+    fi
     read_scoring "$out/decode.json"
     score "$out" "$dump/$name/data.jsonl"
     if [ -n "$own_exp" ]; then

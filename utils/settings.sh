@@ -74,6 +74,7 @@ find_models() {
 set_up() {
   local name
   [[ $nj =~ ^[1-9][0-9]*$ ]] || die "--nj $nj: a whole number from 1 up"
+  [[ $decode_nj =~ ^[1-9][0-9]*$ ]] || die "--decode-nj $decode_nj: a whole number from 1 up"
   [[ $ngpu =~ ^[0-9]+$ ]] || die "--ngpu $ngpu: a whole number; 0 is the CPU"
   [ -f "$root/utils/run_$cmd_backend.sh" ] || die "--cmd-backend $cmd_backend: local or slurm"
   [ -z "$corpus" ] || [ -d "$corpus" ] || die "--corpus $corpus: no such folder"

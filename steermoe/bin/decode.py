@@ -1,6 +1,7 @@
 """Stage 5: decodes a data set with a trained adapter; killed and started again, it goes on where it was.
 
 Leaves OUT/text (Kaldi), OUT/hyp.trn and OUT/ref.trn (raw, for `score`), OUT/decode.json (settings, speed, why answers ended).
+One job of many (--job N --nj NJ) decodes its share of the audio; --job 0 joins what the jobs have decoded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import yaml
 
 from steermoe.bin.cli import Parser, run
 from steermoe.config import config_from_dict, load_config, parse_overrides
-from steermoe.decode.hypotheses import OUTPUTS, open_journal, write_hypotheses
+from steermoe.decode.hypotheses import OUTPUTS, join_journals, open_journal, write_hypotheses
 from steermoe.errors import UserError
 from steermoe.pretrained import adapter_path, find_adapter
 from steermoe.stamp import Stamp
@@ -22,9 +23,13 @@ def main(argv=None) -> None:
     parser.add_argument("--exp", type=adapter_path, required=True, help="experiment folder, package, adapter file or `pretrained`")
     parser.add_argument("--data", type=Path, required=True, help="data.jsonl of stage 2")
     parser.add_argument("--out", type=Path, required=True, help="folder for the hypotheses")
+    parser.add_argument("--nj", type=int, default=1, help="number of jobs that share the data set")
+    parser.add_argument("--job", type=int, default=0, help="this job, from 1; 0: join what the jobs decoded (and be the job, if --nj 1)")
     add_model_options(parser)
     parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.beam 4"
     args, overrides = parser.parse_known_args(argv)
+    if not 0 <= args.job <= args.nj or args.nj < 1:
+        raise UserError(f"--job {args.job} --nj {args.nj}: job 0 to nj, nj from 1 up")
     from steermoe.checkpoint import read_metadata
 
     adapter = find_adapter(args.exp)
@@ -63,10 +68,14 @@ def decode(args, adapter: Path, conf, stamp: Stamp) -> None:
     from steermoe.data.dataset import AudioTextDataset
     from steermoe.decode.decoder import decode_dataset
 
-    data, journal = AudioTextDataset(args.data), open_journal(args.out, stamp)
-    model, config = load_model(adapter, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
-    decode_dataset(model, data, config.data_conf.prompt, conf, journal)
-    write_hypotheses(args.out, data.entries, journal, vars(conf), stamp)
+    data = AudioTextDataset(args.data)
+    if args.job or args.nj == 1:
+        job = args.job or 1
+        journal = open_journal(args.out, stamp, job, args.nj)
+        model, config = load_model(adapter, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+        decode_dataset(model, data, config.data_conf.prompt, conf, journal, job, args.nj)
+    if args.job == 0:
+        write_hypotheses(args.out, data.entries, join_journals(args.out, stamp, args.nj, len(data)), vars(conf), stamp)
 
 
 def device(ngpu: int) -> str:
