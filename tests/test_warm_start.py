@@ -3,13 +3,15 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
+import soundfile
 import torch
 import yaml
 
 import tiny
-from steermoe.bin import prepare_model, train
+from steermoe.bin import dump, prepare_model, prepare_text, train
 from steermoe.checkpoint import read_metadata, save_adapter
 from steermoe.config import config_from_dict, load_config
 from steermoe.encoders.conformer import Conformer, save_conformer
@@ -157,6 +159,20 @@ def test_another_kind_of_encoder_or_another_model_of_the_catalog_is_said_at_once
     save_adapter(recipe / "small.safetensors", tiny_model, tiny_config, 1, {})
     with pytest.raises(UserError, match="llm_conf.model: SmolLM2-135M-Instruct, this configuration has Qwen2.5-Coder-1.5B-Instruct"):
         load_config(None, ["--llm-conf.model", "Qwen2.5-Coder-1.5B-Instruct"], init="small.safetensors")
+
+
+def test_the_recipe_s_data_stays_as_it_is(recipe, adapter, capsys):
+    """Experiments from scratch and from an adapter share data.jsonl and its stamp, or each would disturb the other."""
+    soundfile.write("a.wav", np.random.default_rng(0).normal(0, 0.1, 9000), 16000)
+    files = {"wav.scp": "a-1 a.wav", "text": "a-1 one two", "utt2spk": "a-1 a", "spk2utt": "a a-1"}
+    for name, line in files.items():
+        (recipe / "data").mkdir(exist_ok=True)
+        (recipe / "data" / name).write_text(f"{line}\n")
+    words = ["--config", "train.yaml", "--data", "data", "--out"]
+    dump.main([*words, "dump"])
+    for init in ([], ["--init", str(adapter)]):
+        prepare_text.main([*words, "dump/data.jsonl", "--feats", "dump", *init])
+    assert capsys.readouterr().out.endswith("dump/data.jsonl: up to date\n")
 
 
 def test_a_missing_adapter_is_named(recipe):

@@ -22,7 +22,8 @@ def main(argv=None) -> None:
     args, config = parse_with_config(parser, argv)
     names = ("wav.scp", "segments", "text", "utt2spk", "utt2dur", "question", "question_type", "answers")
     inputs = [args.data / name for name in names] + [args.feats / "feats.scp", args.feats / "utt2num_frames"]
-    settings = {"data_conf": vars(config.data_conf), "llm_conf": config.llm_conf}
+    limits = {key: value for key, value in vars(config.data_conf).items() if key != "prompt"}
+    settings = {"data_conf": limits, "llm": config.llm_conf["model"]}  # experiments with other prompts share the data
     stamp = Stamp(stamp_of(args.out), settings, inputs)
     if stamp.fresh([args.out]):
         print(f"{args.out}: up to date")
