@@ -27,6 +27,7 @@ JSON = '{"name": "get_weather", "arguments": {"city": "上海"}}'
         (f"<tool_call>[{JSON}, {JSON}]</tool_call>", "", [("get_weather", SHANGHAI)] * 2),
         (f"I call:\n```json\n{JSON}\n```", "I call:", [("get_weather", SHANGHAI)]),
         (f"```\n{JSON}", "", [("get_weather", SHANGHAI)]),
+        (f"<tools>\n{JSON}\n</tools>", "", [("get_weather", SHANGHAI)]),
         (JSON, "", [("get_weather", SHANGHAI)]),
         ('{"name": "get_weather", "parameters": {"city": "上海"}}', "", [("get_weather", SHANGHAI)]),
         ('<|python_tag|>{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}<|eom_id|>', "", None),

@@ -191,6 +191,10 @@ def test_a_grammar_keeps_calls_inside_the_schema(tiny_model, family, tokens):
     assert possible(call("plan", '{"city": "x", "hours": null}'))
     assert possible(call("get_weather", '{"city": "x"}'), required=True)
     assert not possible("It rains.", required=True) and not possible("", required=True)
+    fence = '```json\n{\n  "name": "get_weather",\n  "arguments": {\n    "%s": "x"\n  }\n}\n```'
+    assert possible("I call\n" + fence % "city") and not possible("I call\n" + fence % "town")
+    assert possible('{"name": "plan", "parameters": {"city": "x"}}') and not possible('{"name": "plan", "parameters": {}}')
+    assert possible('As {"x": 1} or ```python\nprint({"name": 1})\n```')
     for name, arguments in [
         ("get_wether", "{}"),
         ("get_weather", '{"town": "x"}'),

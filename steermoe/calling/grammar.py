@@ -15,6 +15,9 @@ from torch import Tensor
 from steermoe.calling.schema import strict
 from steermoe.errors import UserError
 
+# A call as plain JSON, which some LLMs write whatever their template says: at the beginning, in a Markdown fence or in <tools>.
+JSON_HEAD = r'/((.|\n)*(```(json)?|<tools>))?\s*\[?\s*\{\s*"name"\s*:\s*"/'
+JSON_BETWEEN = r'/"\s*,\s*"(arguments|parameters)"\s*:\s*/'
 JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as chat templates write JSON
 
 
@@ -77,12 +80,17 @@ def call_lark(tokenizer, form: tuple[str, str, str], schemas: Sequence[dict], re
     if required:
         lines.append(f"start: {trigger_elements} call")
     else:
-        lines += ["start: (head call)* TEXT", f"head{lazy}: TEXT {trigger_elements}", r"TEXT: /(.|\n)*/"]
+        lines += ["start: (head call | json_head json)* TEXT", f"head{lazy}: TEXT {trigger_elements}", r"TEXT: /(.|\n)*/"]
+        lines += [f"json_head[lazy]: {JSON_HEAD}", "json: " + " | ".join(f"json_{index}" for index in range(len(schemas)))]
     lines.append("call: " + " | ".join(f"call_{index}" for index in range(len(schemas))))
     for index, function in enumerate(schema["function"] for schema in schemas):
-        arguments = json.dumps(strict(function["parameters"]) | {"x-guidance": JSON_FORM}, ensure_ascii=False)
+        parameters = strict(function["parameters"])
+        arguments = json.dumps(parameters | {"x-guidance": JSON_FORM}, ensure_ascii=False)
         opening = _elements(tokenizer, f"{begin}{function['name']}{between}")
         lines.append(f"call_{index}: {opening} %json {arguments} {_elements(tokenizer, after)}")
+        if not required:
+            plain = json.dumps(parameters, ensure_ascii=False)
+            lines.append(rf"json_{index}: {json.dumps(function['name'])} {JSON_BETWEEN} %json {plain} /\s*\}}/")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@
 | Hermes, Qwen  | <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>              |
 | Mistral       | [TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}] or [TOOL_CALLS]f{"x": 1} |
 | Llama 3       | <|python_tag|>{"name": "f", "parameters": {"x": 1}}, or the JSON alone    |
-| anything else | the JSON in a Markdown fence                                             |
+| Qwen2.5-Coder | the JSON in a Markdown fence or in <tools>…</tools>                      |
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.D
 MISTRAL = "[TOOL_CALLS]"
 MISTRAL_NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
 LLAMA = "<|python_tag|>"
-FENCE = re.compile(r"```[\w-]*[ \t]*\n?\s*([\[{].*?)\s*(?:```|\Z)", re.DOTALL)
+FENCE = re.compile(r"(?:```[\w-]*[ \t]*\n?|<tools>)\s*([\[{].*?)\s*(?:```|</tools>|\Z)", re.DOTALL)
 LOOKS_LIKE_A_CALL = re.compile(r"""[\[{\s]*["'](?:name|function)["']\s*:""")
 
 
