@@ -21,7 +21,8 @@ from steermoe.transcript import SHARED_UNITS, join_texts, match_overlap, split_u
 CLOSING_PAUSE_S = 0.5  # a pause of this length ends a segment at once, a shorter one when the segment has grown
 LONGEST_SEGMENT_S = 16.0  # every chunk costs a reading of the whole segment
 HISTORY_S = 30.0  # what the noise floor is estimated from
-LEAST_SPEECH_S = 0.2
+LEAST_SPEECH_S = 0.2  # less is not read
+ONSET_S = 0.15  # a word may begin softly at the end of silence
 
 
 class Partial(NamedTuple):
@@ -87,9 +88,13 @@ class Stream:
         floor, threshold = floor_and_threshold(self.history_f)
         level_f = levels(self.held)
         pauses = find_pauses(level_f, threshold)
-        if silent := leading_silence(level_f, pauses, floor):
+        silent = leading_silence(level_f, pauses, floor)
+        if silent == len(level_f):
+            self.held = self.held[max(silent - frames(ONSET_S), 0) * FRAME :]
+            return None
+        if silent:
             self.held = self.held[silent * FRAME :]
-            return self._cut(chunk) if silent < len(level_f) else None
+            return self._cut(chunk)
         pauses = [pause for pause in pauses if pause.first > 0 and pause.stop <= self.limit]
         long = [pause for pause in pauses if pause.stop - pause.first >= frames(CLOSING_PAUSE_S)]
         if long or pauses and len(level_f) > self.limit // 2:
