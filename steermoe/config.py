@@ -63,6 +63,7 @@ class DecodeConf:
     beam: int = 1  # 1: greedy
     length_penalty: float = 1.0  # beam search: score / length ** penalty
     ctc_weight: float = 0.0  # with the projector `token`: 0 the LLM alone, 1 CTC alone, between them joint beam search
+    context: str = ""  # joint search: the LLM goes on from this text, as a language model that does not see the audio; "": the prompt
     batch_frames: int = 24000
     max_batch: int = 32
     max_tokens: int = 448

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from steermoe.config import config_from_dict
+from steermoe.config import DecodeConf, config_from_dict
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.decode.decoder import decode_batch
@@ -120,7 +120,7 @@ def test_ctc_of_bytes_learns_an_utterance_and_every_search_reads_it(config, tmp_
     model.eval()
     text = "the cat"
     for weight in (1.0, 0.9):
-        conf = type(config.decode_conf)(ctc_weight=weight, beam=3, max_tokens=60)
+        conf = DecodeConf(ctc_weight=weight, beam=3, max_tokens=60)
         (hypothesis,) = decode_batch(model, ask, [0.6], conf)
         assert model.llm.decode(hypothesis.tokens).strip() == text
     with torch.no_grad():
@@ -163,3 +163,14 @@ def test_conv_frames_are_pooled_and_end_where_the_audio_ends(model, batch):
         again, _ = projector(noise, lens, model.encoder.final_norm)
     assert prompt.shape[-1] == 24 and audio_lens.tolist() == [-(-int(n) // 4) for n in lens]
     torch.testing.assert_close(prompt[0, : int(audio_lens[0])], again[0, : int(audio_lens[0])])
+
+
+def test_a_context_takes_the_place_of_the_prompt_with_audio(model, batch, monkeypatch):
+    """The LLM reads the context's own tokens and nothing else, and a line's end may end the text."""
+    read = []
+    hidden = model.llm.hidden
+    monkeypatch.setattr(model.llm, "hidden", lambda vectors, *rest: read.append(vectors) or hidden(vectors, *rest))
+    conf = DecodeConf(ctc_weight=0.5, beam=2, max_tokens=5, context="one line\n")
+    assert len(decode_batch(model, batch, [0.8, 1.2, 2.0], conf)) == 3
+    wanted = model.llm.embed(torch.tensor(model.llm.encode("one line\n")))
+    assert all(torch.equal(row, wanted) for row in read[0]) and len(read[0]) == 3

@@ -15,6 +15,7 @@ from steermoe.decode.hypotheses import Journal
 from steermoe.decode.joint import joint_search
 from steermoe.decode.search import Hypothesis, beam_search, greedy_search
 from steermoe.errors import UserError
+from steermoe.merge import Merged, merge_layout
 from steermoe.model import SteerMoE
 
 
@@ -37,8 +38,19 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf)
     scores_buv, lens_b = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
     if conf.ctc_weight == 1:
         return [Hypothesis(tokens, 0.0, "end") for tokens in model.projector.reading(scores_buv, lens_b)]
-    prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buv, lens_b))
+    if conf.context:
+        prompt = plain_text(model.llm, conf.context, len(limits))
+    else:
+        prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buv, lens_b))
     return joint_search(model.llm, *prompt, hear(scores_buv, lens_b), model.projector.units, limits, conf)
+
+
+def plain_text(llm, text: str, rows: int) -> tuple[torch.Tensor, Merged]:
+    """The same text in every row, without a chat template -> vectors (rows, Q, H), their layout."""
+    ids_bs = torch.tensor(llm.encode(text), device=llm.llm.device).expand(rows, -1)
+    length_b, none_b = torch.full((rows,), ids_bs.shape[1], device=ids_bs.device), ids_bs.new_zeros(rows)
+    layout = merge_layout(ids_bs, length_b, none_b, none_b, length_b)
+    return llm.embed(ids_bs), layout
 
 
 def decode_dataset(

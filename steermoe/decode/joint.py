@@ -128,6 +128,8 @@ def joint_search(
 ) -> list[Hypothesis]:
     """The best of conf.beam hypotheses by (1 - w) LLM + w CTC, w = conf.ctc_weight. No length penalty: CTC knows the length."""
     beam, weight, stop = conf.beam, conf.ctc_weight, sorted(llm.stop_ids())
+    if conf.context:  # lines of text, each ended by the next one's beginning
+        stop += llm.encode("\n")
     decoding, prefixes = Decoding(llm, vectors_bqh, layout), Prefixes.empty(heard)
     trie = spelling_trie(units, decoding.logprobs_bv.shape[-1])
     device, ahead = heard.units_bp.device, (1 - weight) * PER_UNIT * units.spells
