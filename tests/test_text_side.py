@@ -43,9 +43,8 @@ def answers(llm, tokenizer, max_tokens: int) -> list[list[int]]:
 @torch.no_grad()
 def facts(llm) -> tuple[torch.Tensor, dict[str, str]]:
     """Logits of a text, and SHA-256 of every tensor of the model."""
-    hashes = {
-        name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest() for name, tensor in llm.state_dict().items()
-    }
+    tensors = {name: tensor.contiguous().view(torch.uint8).numpy() for name, tensor in llm.state_dict().items()}
+    hashes = {name: hashlib.sha256(tensor).hexdigest() for name, tensor in tensors.items()}
     return llm(torch.arange(20, 60)[None]).logits, hashes
 
 
