@@ -146,7 +146,10 @@ def test_a_file_of_functions_runs_in_a_process_that_can_be_ended(tmp_path, capfd
     assert ran(tools, "add", x=1) == ("1", None)  # a new process
     assert ran(tools, "crash") == (None, "the function has ended its process")
     assert "printed" in capfd.readouterr().err
-    tools.runner.stop()
+    assert ran(tools, "add", x=1) == ("1", None)
+    process = tools.runner.process
+    del tools
+    assert process.poll() is not None  # nothing is left behind
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ Run as `python -m steermoe.calling.worker FILE [schemas]`. What a tool prints go
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import inspect
 import json
@@ -15,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ class Worker:
         if not self.file.is_file():
             raise UserError(f"{self.file}: no such file; it holds the functions that the LLM may call")
         self.process: subprocess.Popen | None = None
-        atexit.register(self.stop)
         self.schemas = self._start("schemas")
 
     def run(self, name: str, arguments: dict, seconds: float) -> tuple[str | None, str | None]:
@@ -55,15 +54,9 @@ class Worker:
         return answer.get("result"), answer.get("error")
 
     def stop(self) -> None:
-        process, self.process = self.process, None
-        if process is None:
-            return
-        try:
-            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-        except OSError:
-            pass
-        process.wait()
-        process.stdin.close()
+        if self.process is not None:
+            self._end()
+            self.process = None
 
     def _start(self, *words: str) -> list[dict]:
         root = str(Path(__file__).resolve().parents[2])
@@ -76,6 +69,7 @@ class Worker:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the conversation
         )
+        self._end = weakref.finalize(self, _end, self.process)  # with the conversation, and at the interpreter's end
         self.lines: queue.Queue = queue.Queue()
         threading.Thread(target=_pass_on, args=(self.process.stdout, self.lines), daemon=True).start()
         try:
@@ -101,6 +95,19 @@ class Worker:
             self.stop()
             return {"error": "the function has ended its process"}
         return json.loads(line)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """With all that it has started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+    except OSError:
+        pass
+    process.wait()
+    try:
+        process.stdin.close()
+    except OSError:  # what could not be written any more
+        pass
 
 
 def _pass_on(stream, lines: queue.Queue) -> None:

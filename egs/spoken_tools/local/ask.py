@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from queries import read_queries  # noqa: E402
+from queries import read_queries, utterances  # noqa: E402
 
 from steermoe.bin.cli import Parser, run  # noqa: E402
 from steermoe.bin.decode import add_model_options, device  # noqa: E402
@@ -70,17 +70,17 @@ def make_parser() -> Parser:
 
 
 def read_speech(data: Path, queries: list[dict]) -> dict[str, dict[str, str]]:
-    """{voice: {"q01-1": audio file}}. UserError names the turn that a voice has not recorded."""
+    """{voice: {"q01-1": audio file}}, of these queries. UserError names the turn that a voice has not recorded."""
+    wanted = utterances(queries)
     speech: dict[str, dict[str, str]] = {}
     for utt, wav in read_map(data / "wav.scp").items():
         voice, _, key = utt.rpartition("-")[0].rpartition("-")
-        speech.setdefault(voice, {})[f"{key}-{utt.rpartition('-')[2]}"] = wav
+        key = f"{key}-{utt.rpartition('-')[2]}"
+        if key in wanted:
+            speech.setdefault(voice, {})[key] = wav
     for voice, recordings in speech.items():
-        for query in queries:
-            for number in range(1, len(query["turns"]) + 1):
-                if f"{query['id']}-{number}" not in recordings:
-                    utt = f"{voice}-{query['id']}-{number}"
-                    raise UserError(f"{data}/wav.scp: no utterance {utt}; record it, or take the voice out")
+        if missing := [key for key in wanted if key not in recordings]:
+            raise UserError(f"{data}/wav.scp: no utterance {voice}-{missing[0]}; record it, or take the voice out")
     return speech
 
 
