@@ -29,9 +29,9 @@ class Decoding:
     """The state of a batch of rows: the cache, and the mask and position that grow with every token."""
 
     def __init__(self, llm, vectors_bqh: Tensor, layout: Merged):
-        from transformers import DynamicCache
+        from steermoe.decode.cache import roomy_cache
 
-        self.llm, self.cache = llm, DynamicCache(config=llm.llm.config)
+        self.llm, self.cache = llm, roomy_cache(llm.llm.config)
         self.mask_bq, self.position_b = layout.mask_bq, layout.positions_bq[:, -1]
         hidden_bqh = llm.hidden(vectors_bqh, self.mask_bq, layout.positions_bq, self.cache)
         self.logprobs_bv = self._logprobs(hidden_bqh)
