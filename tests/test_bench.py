@@ -1,5 +1,6 @@
 """The bench's references compute what ours computes, in the same window mode; its tables; each path's command."""
 
+import runpy
 import subprocess
 import sys
 from argparse import Namespace
@@ -63,7 +64,6 @@ def test_the_authors_attend_to_448_places_of_text(pair):
 
 
 def test_decoding_equals_transformers_greedy_token_by_token(pair):
-    import decode
     from steermoe.config import DecodeConf
     from steermoe.decode.search import greedy_search
 
@@ -75,7 +75,6 @@ def test_decoding_equals_transformers_greedy_token_by_token(pair):
         found = greedy_search(ours.llm, *ours.soft_prompt(batch, left_pad=True), [12, 7, 9], DecodeConf(max_repeats=0))
     theirs = references.Straightforward(ours).generate(references.pad_feats(ours, batch), batch.text_ids_bs, 12).tolist()
     assert [h.tokens for h in found] == [theirs[0], theirs[1][:7], theirs[2][:9]]
-    assert decode.ROUNDS
 
 
 def test_features_equal_the_extractors(tmp_path):
@@ -90,9 +89,9 @@ def test_features_equal_the_extractors(tmp_path):
 def test_operations_are_counted_from_the_shapes():
     left, right = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7)
     assert train_step.count_flops(lambda: (left @ right).sum().backward()) == 2 * (2 * 3 * 5 * 7)
-    q = torch.randn(1, 2, 6, 4, requires_grad=True)
+    q, k = torch.randn(1, 2, 6, 4, requires_grad=True), torch.randn(1, 1, 6, 4)
     attend = torch.nn.functional.scaled_dot_product_attention
-    assert train_step.count_flops(lambda: attend(q, q.detach(), q.detach()).sum().backward()) == 7 * (2 * 2 * 6 * 6 * 4)
+    assert train_step.count_flops(lambda: attend(q, k, k, enable_gqa=True).sum().backward()) == 7 * (2 * 2 * 6 * 6 * 4)
 
 
 def test_turns_and_their_table(capsys, monkeypatch):
@@ -116,6 +115,39 @@ def test_turns_and_their_table(capsys, monkeypatch):
     assert "a machine" in printed and "- a note" in printed
     turns.print_report("Title", table, [], Namespace(markdown=False, rounds=3))
     assert "other    4 (4 to 6)      4.00 (2.00 to 6.00)" in capsys.readouterr().out
+
+
+SMALL = {  # in place of the real sizes
+    "whisper-tiny.en": {"n_mels": 80, "d_model": 16, "layers": 2, "heads": 2, "ffn_dim": 32, "positions": 1500},
+    "FireRedTeam/FireRedASR-AED-L": {"sizes": {"dim": 16, "layers": 2, "heads": 2}},
+}
+LLM = {"model_type": "qwen2", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+       "num_key_value_heads": 1, "vocab_size": 50}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "variants", "note"),
+    [
+        ("train-step --shapes tiny", "ours bfloat16|ours float32|authors|straightforward float32", "TFLOP"),
+        ("train-step --shapes c7b", "ours bfloat16|straightforward bfloat16", "TFLOP"),
+        ("decode --shapes tiny --utterances 2", "ours bfloat16|ours bfloat16 full30|authors", "2 utterances"),
+        ("decode --shapes c7b --utterances 2", "ours bfloat16|straightforward float32", "2 utterances"),
+        ("dump --utterances 2", "ours|transformers|ours, two jobs", "MB an hour of audio"),
+    ],
+)
+def test_every_path_prints_its_table(monkeypatch, capsys, command, variants, note):
+    import decode
+    import pair
+
+    monkeypatch.setattr(pair, "known_sizes", lambda model: dict(SMALL.get(model, LLM)))
+    monkeypatch.setattr(decode, "corpus_seconds", lambda count: [1.0, 2.0][:count])
+    monkeypatch.setattr(dump, "corpus_seconds", lambda count: [1.0, 2.0][:count])
+    monkeypatch.setitem(train_step.PEAK_SIZE, "cpu", 32)
+    threads = torch.get_num_threads()
+    runpy.run_path(str(BENCH / "__main__.py"))["main"]([*command.split(), "--rounds", "1", "--clock", "wall", "--markdown"])
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert all(f"| {variant} | " in printed for variant in variants.split("|")) and note in printed and "git " in printed
 
 
 def test_the_command_names_its_paths():
