@@ -158,3 +158,6 @@ def test_a_recording_that_is_missing_is_named(scripts, tmp_path):
     queries = scripts["queries"].read_queries(write_queries(tmp_path / "q.jsonl", [QUERY, PLAIN]))
     with pytest.raises(UserError, match="no utterance my-voice-q1-2"):
         scripts["ask"].read_speech(tmp_path, queries)
+    (tmp_path / "wav.scp").write_text("my-voice-other-1 a.wav\n")
+    with pytest.raises(UserError, match="no utterance VOICE-q1-1"):
+        scripts["ask"].read_speech(tmp_path, queries)

@@ -78,7 +78,7 @@ def read_speech(data: Path, queries: list[dict]) -> dict[str, dict[str, str]]:
         key = f"{key}-{utt.rpartition('-')[2]}"
         if key in wanted:
             speech.setdefault(voice, {})[key] = wav
-    for voice, recordings in speech.items():
+    for voice, recordings in (speech or {"VOICE": {}}).items():
         if missing := [key for key in wanted if key not in recordings]:
             raise UserError(f"{data}/wav.scp: no utterance {voice}-{missing[0]}; record it, or take the voice out")
     return speech
