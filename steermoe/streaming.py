@@ -138,14 +138,16 @@ class Stream:
 
 
 def said_already(final: Sequence[str], units: Sequence[str]) -> int:
-    """How many of `units` say what `final` says: those of the beginning that is nearest to it in edit distance, of equals one
-    with the same last word, then the one nearest in length. A new reading may have changed a final word, and must not say it
-    twice.
+    """How many of `units` say what `final` says: those of the beginning whose letters are nearest to it in edit distance, of
+    equals the one nearest in length. A new reading may spell or part final words in another way, and must not say them twice.
     """
-    said, row = [unit_key(unit) for unit in final], list(range(len(units) + 1))
-    for number, word in enumerate(said, 1):
+    said, letters, ends = "".join(map(unit_key, final)), "", [0]
+    for unit in units:
+        letters += unit_key(unit)
+        ends.append(len(letters))
+    row = list(range(len(letters) + 1))
+    for number, wanted in enumerate(said, 1):
         above, row[0] = row[0], number
-        for place, unit in enumerate(units, 1):
-            above, row[place] = row[place], min(above + (unit_key(unit) != word), row[place] + 1, row[place - 1] + 1)
-    ends = [place > 0 and said[-1:] == [unit_key(units[place - 1])] for place in range(len(row))]
-    return min(range(len(row)), key=lambda place: (row[place], not ends[place], abs(place - len(said))))
+        for place, letter in enumerate(letters, 1):
+            above, row[place] = row[place], min(above + (letter != wanted), row[place] + 1, row[place - 1] + 1)
+    return min(range(len(ends)), key=lambda count: (row[ends[count]], abs(ends[count] - len(said))))
