@@ -165,6 +165,16 @@ def test_the_tool_loop_through_every_familys_template(tiny_model, family):
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("family", FORMS)
+def test_several_calls_in_one_answer_are_run_and_shown_once_each(tiny_model, family):
+    both = "Both.\n" + call_text("get_weather", city="Oslo") + call_text("get_weather", city="Lima")
+    conversation = scripted(family_model(tiny_model, family), both, "gold")
+    reply = conversation.say("go")
+    assert [call.result for call in reply.calls] == ["Oslo今天下黄金", "Lima今天下黄金"] and reply.text == "gold"
+    text = conversation.template.render(conversation.messages)
+    assert [text.count(word) for word in ('"Oslo"', '"Lima"', "Oslo今", "Lima今")] == [1, 1, 1, 1]
+
+
 needs_llguidance = pytest.mark.skipif(importlib.util.find_spec("llguidance") is None, reason="llguidance is not installed")
 
 

@@ -164,15 +164,15 @@ class Conversation:
 
     def _record(self, call: Call, said: str, text: str) -> None:
         """A call and what came of it, as messages. Neither may smuggle in control tokens."""
-        said, written = self.template.defuse(said), self.template.defuse(text)
         result = self.template.defuse(call.result if call.error is None else f"error: {call.error}")
         if not call.name:
-            self.messages += [{"role": "assistant", "content": written}, {"role": "tool", "content": result}]
+            self.messages.append({"role": "assistant", "content": self.template.defuse(text)})
+            self.messages.append({"role": "tool", "content": result})
             return
         number = f"call{sum('call' in message for message in self.messages):05d}"  # nine characters, as Mistral's template wants
         arguments = json.loads(self.template.defuse(json.dumps(call.arguments, ensure_ascii=False)))
         shown = {"name": self.template.defuse(call.name), "arguments": arguments, "id": number}
-        self.messages.append({"role": "assistant", "content": said, "call": shown, "written": written})
+        self.messages.append({"role": "assistant", "content": self.template.defuse(said), "call": shown})
         self.messages.append({"role": "tool", "name": shown["name"], "tool_call_id": number, "content": result})
 
     def _generate(self, first: bool = True) -> tuple[list[int], str]:

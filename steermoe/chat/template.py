@@ -108,7 +108,11 @@ class ChatTemplate:
     def _shown(self, message: dict) -> dict:
         """A message in the form that this template knows."""
         if call := message.get("call"):
-            return _call(call, message["content"]) if self.writes_calls else {"role": "assistant", "content": message["written"]}
+            if self.writes_calls:
+                return _call(call, message["content"])
+            before, between, after = HERMES
+            written = f"{before}{call['name']}{between}{json.dumps(call['arguments'], ensure_ascii=False)}{after}"
+            return {"role": "assistant", "content": f"{message['content']}\n{written}".strip()}
         if message["role"] == "tool" and not (self.tool_role or (self.writes_calls and "tool_call_id" in message)):
             return {"role": "user", "content": message["content"]}
         return {key: message[key] for key in ("role", "content", "name", "tool_call_id") if key in message}
