@@ -142,6 +142,7 @@ def test_every_path_prints_its_table(monkeypatch, capsys, command, variants, not
     monkeypatch.setattr(pair, "known_sizes", lambda model: dict(SMALL.get(model, LLM)))
     monkeypatch.setattr(decode, "corpus_seconds", lambda count: [1.0, 2.0][:count])
     monkeypatch.setattr(dump, "corpus_seconds", lambda count: [1.0, 2.0][:count])
+    monkeypatch.setattr(train_step, "SECONDS", [1.0, 1.5])
     monkeypatch.setitem(train_step.PEAK_SIZE, "cpu", 32)
     threads = torch.get_num_threads()
     runpy.run_path(str(BENCH / "__main__.py"))["main"]([*command.split(), "--rounds", "1", "--clock", "wall", "--markdown"])
