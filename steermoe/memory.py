@@ -162,7 +162,9 @@ def _on_meta(op, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 class FusedAttention(TorchFunctionMode):
-    """scaled_dot_product_attention without its T x T scores, as fused kernels compute it."""
+    """scaled_dot_product_attention without its T x T scores, as fused kernels compute it. (Training on a CPU keeps the scores, see
+    steermoe.attention; there long utterances take more than is estimated.)
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is nn.functional.scaled_dot_product_attention:
