@@ -153,11 +153,12 @@ class Study:
         from steermoe.stamp import Stamp
 
         files = recordings(self.data)
+        inputs = Stamp(self.out, {}, recognizer.inputs).content["inputs"]  # models are large: hashed once, not for each condition
         for number, condition in enumerate(self.conditions, 1):
             folder = self.out / system.replace(" ", "_") / condition.name
             made_from = hashlib.sha256(json.dumps([condition.entries, condition.made_from]).encode()).hexdigest()
-            settings = {**recognizer.settings, "condition": made_from, "recordings": files if condition.speech else ""}
-            stamp = Stamp(folder / ".done", settings, recognizer.inputs)
+            settings = {**recognizer.settings, "inputs": inputs, "condition": made_from}
+            stamp = Stamp(folder / ".done", settings | ({"recordings": files} if condition.speech else {}))
             finished = stamp.fresh(folder / name for name in OUTPUTS)
             if not finished:
                 print(f"=== {system}, condition {number} of {len(self.conditions)}: {condition.name}", file=sys.stderr)
