@@ -63,6 +63,7 @@ class DecodeConf:
     beam: int = 1  # 1: greedy
     length_penalty: float = 1.0  # beam search: score / length ** penalty
     ctc_weight: float = 0.0  # with the projector `token`: 0 the LLM alone, 1 CTC alone, between them joint beam search
+    min_confidence: float = 0.0  # where CTC hears its units with a lower mean probability, nobody has spoken: the answer is empty
     context: str = ""  # joint search: the LLM goes on from this text, as a language model that does not see the audio; "": the prompt
     batch_frames: int = 24000
     max_batch: int = 32
@@ -198,11 +199,13 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
     for key, least in (("beam", 1), ("max_tokens", 1), ("max_batch", 1), ("max_repeats", 0)):
         if getattr(config.decode_conf, key) < least:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
-    if not 0 <= config.decode_conf.ctc_weight <= 1:
-        raise UserError(f"{where}: decode_conf.ctc_weight: {config.decode_conf.ctc_weight} is not from 0 to 1")
+    for key in ("ctc_weight", "min_confidence"):
+        if not 0 <= getattr(config.decode_conf, key) <= 1:
+            raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is not from 0 to 1")
     if not hasattr(resolve("projector", config.projector), "hear"):
         asked = {f"objective: {config.objective}": config.objective == "joint"}
         asked["decode_conf.ctc_weight"] = config.decode_conf.ctc_weight > 0
+        asked["decode_conf.min_confidence"] = config.decode_conf.min_confidence > 0
         if needs := [key for key, needed in asked.items() if needed]:
             raise UserError(f"{where}: {needs[0]} needs CTC, which the projector {config.projector!r} has not; set `projector: token`")
     return config

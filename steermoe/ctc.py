@@ -66,6 +66,13 @@ def best_units(scores_buc: Tensor, lens_b: Tensor) -> list[list[int]]:
     return [(row[first] - 1).tolist() for row, first in zip(best_bu, first_bu)]
 
 
+def confidence(scores_buc: Tensor, lens_b: Tensor) -> Tensor:
+    """Mean probability of the units in CTC's greedy reading, over the frames that speak; 0 where none does. -> (B,) float32."""
+    best = scores_buc.float().softmax(-1).max(-1)
+    speaks_bu = (best.indices != BLANK) & length_mask(lens_b, scores_buc.shape[1])
+    return (best.values * speaks_bu).sum(1) / speaks_bu.sum(1).clamp(min=1)
+
+
 def mean_over_runs(vectors_buh: Tensor, runs: Runs) -> Tensor:
     """(B, U, H) -> (B, N, H), the mean of each run's frames, N = max(runs.lens_b); 0 behind a row's last run. Differentiable."""
     size = max(int(runs.lens_b.max()), 1)

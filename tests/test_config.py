@@ -61,6 +61,8 @@ def test_overrides_on_the_command_line(word, value, read):
         ("decode_conf: {ctc_weight: 0.5}", "decode_conf.ctc_weight needs CTC.*set `projector: token`"),
         ("objective: joint", "objective: joint needs CTC.*set `projector: token`"),
         ("decode_conf: {ctc_weight: 1.5}", "ctc_weight: 1.5 is not from 0 to 1"),
+        ("decode_conf: {min_confidence: 2.0}", "min_confidence: 2.0 is not from 0 to 1"),
+        ("decode_conf: {min_confidence: 0.5}", "decode_conf.min_confidence needs CTC"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

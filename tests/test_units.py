@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from steermoe.config import DecodeConf, config_from_dict
+from steermoe.ctc import confidence
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.decode.decoder import decode_batch
@@ -163,6 +164,28 @@ def test_conv_frames_are_pooled_and_end_where_the_audio_ends(model, batch):
         again, _ = projector(noise, lens, model.encoder.final_norm)
     assert prompt.shape[-1] == 24 and audio_lens.tolist() == [-(-int(n) // 4) for n in lens]
     torch.testing.assert_close(prompt[0, : int(audio_lens[0])], again[0, : int(audio_lens[0])])
+
+
+def test_confidence_is_the_mean_probability_of_what_is_heard():
+    scores = torch.full((2, 4, 3), -50.0)
+    for frame, place in enumerate([1, 0, 2, 2]):
+        scores[0, frame, place] = 0.0
+    scores[0, 3, 0] = scores[0, 3, 1] = 0.0  # a third each
+    scores[0, 3, 2] = 1e-3  # and a little more
+    scores[1, :, 0] = 0.0  # silence
+    found = confidence(scores, torch.tensor([4, 4]))
+    assert float(found[0]) == pytest.approx((1 + 1 + 1 / 3) / 3, abs=1e-3) and float(found[1]) == 0
+    assert float(confidence(scores[:1], torch.tensor([3]))[0]) == pytest.approx(1.0)  # the last frame is padding
+
+
+def test_what_is_hardly_heard_is_not_written(model, batch):
+    """Random frames are heard with a probability far from both 0 and 1."""
+    for weight in (0.5, 1.0):
+        texts = {}
+        for least in (0.0, 0.999):
+            conf = DecodeConf(ctc_weight=weight, beam=2, max_tokens=5, min_confidence=least)
+            texts[least] = [hypothesis.tokens for hypothesis in decode_batch(model, batch, [0.8, 1.2, 2.0], conf)]
+        assert any(texts[0.0]) and not any(texts[0.999])
 
 
 def test_a_context_takes_the_place_of_the_prompt_with_audio(model, batch, monkeypatch):

@@ -7,6 +7,7 @@ import math
 import torch
 
 from steermoe.config import DecodeConf
+from steermoe.ctc import confidence
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.data.sampler import sorted_batches
@@ -35,14 +36,17 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf)
         return search(model.llm, *model.soft_prompt(batch, left_pad=True), limits, conf)
     if not hasattr(model.projector, "hear"):
         raise UserError("decode_conf.ctc_weight: this adapter has no CTC; it needs `projector: token`, and ctc_weight 0 decodes without")
-    scores_buv, lens_b = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
+    scores_buc, lens_b = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
     if conf.ctc_weight == 1:
-        return [Hypothesis(tokens, 0.0, "end") for tokens in model.projector.reading(scores_buv, lens_b)]
-    if conf.context:
-        prompt = plain_text(model.llm, conf.context, len(limits))
+        found = [Hypothesis(tokens, 0.0, "end") for tokens in model.projector.reading(scores_buc, lens_b)]
     else:
-        prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buv, lens_b))
-    return joint_search(model.llm, *prompt, hear(scores_buv, lens_b), model.projector.units, limits, conf)
+        if conf.context:
+            prompt = plain_text(model.llm, conf.context, len(limits))
+        else:
+            prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buc, lens_b))
+        found = joint_search(model.llm, *prompt, hear(scores_buc, lens_b), model.projector.units, limits, conf)
+    sure_b = confidence(scores_buc, lens_b) >= conf.min_confidence
+    return [hypothesis if sure else Hypothesis([], 0.0, "end") for hypothesis, sure in zip(found, sure_b.tolist())]
 
 
 def plain_text(llm, text: str, rows: int) -> tuple[torch.Tensor, Merged]:
