@@ -77,7 +77,7 @@ def dump_shard(args, frontend, job: int, origin: dict) -> None:
     from steermoe.data.audio import load_audio
 
     torch.set_num_threads(1)
-    ark, sounds = args.out / f"feats.{job}.ark", same_audio(shard(args, job))
+    ark, sounds = args.out / f"feats.{job}.ark", same_audio(shards(args)[job - 1])
     begun = Stamp(args.out / f".feats.{job}.begun", {**origin, "nj": args.nj})
     if not begun.fresh():
         ark.unlink(missing_ok=True)
@@ -99,14 +99,15 @@ def same_audio(utterances: list) -> list[list]:
     return [list(run) for _, run in itertools.groupby(utterances, lambda utterance: (utterance.wav, utterance.start, utterance.end))]
 
 
-def shard(args, job: int) -> list:
-    """The utterances of one job: a run of the sorted list, the same share of the audio for every job (none if there are too few)."""
+def shards(args) -> list[list]:
+    """The utterances of every job: runs of the sorted list with the same share of the audio (none if there are too few)."""
     from steermoe.data.kaldi_dir import DataDir
     from steermoe.data.kaldi_tools import balanced_cuts
 
     utterances = list(DataDir.read(args.data, allow_pipes=args.allow_pipes, require=("wav.scp",)).utterances.values())
     cuts = balanced_cuts([utterance.duration or 1.0 for utterance in utterances], min(args.nj, len(utterances)))
-    return utterances[cuts[job - 1] : cuts[job]] if job < len(cuts) else []
+    runs = [utterances[begin:end] for begin, end in itertools.pairwise(cuts)]
+    return runs + [[]] * (args.nj - len(runs))
 
 
 def whole_records(ark: Path, utts: list[str]) -> list:
@@ -120,8 +121,8 @@ def whole_records(ark: Path, utts: list[str]) -> list:
 def merge_shards(args) -> int:
     """feats.scp and utt2num_frames over all jobs, in the data directory's order. UserError if a job has not finished."""
     scp, frames = [], []
-    for job in range(1, args.nj + 1):
-        ark, sounds = args.out / f"feats.{job}.ark", same_audio(shard(args, job))
+    for job, utterances in enumerate(shards(args), 1):
+        ark, sounds = args.out / f"feats.{job}.ark", same_audio(utterances)
         entries = whole_records(ark, [utterances[0].utt for utterances in sounds])
         if len(entries) < len(sounds):
             raise UserError(f"{ark}: {len(entries)} of {len(sounds)} utterances; run stage 1 again, it goes on where it was")
