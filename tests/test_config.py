@@ -117,4 +117,4 @@ def test_the_list_of_keys_is_deliberate():
     assert sorted(key.partition(".")[2] for key in keys if key.startswith("train_conf")) == [
         "accum_grad", "batch_frames", "grad_clip", "max_batch", "max_steps", "num_threads", "patience", "save_steps", "seed", "valid_steps",
     ]  # fmt: skip
-    assert len(keys) == 40
+    assert len(keys) == 42
