@@ -72,7 +72,7 @@ def test_speech_by_any_command_and_once(scripts, tmp_path):
     "tts, message",
     [
         ("say {text}", r"no \{wav\} in it"),
-        ("nowhere-to-be-found {text} {wav}", "--tts takes another"),
+        ("nowhere-to-be-found {text} {wav}", "stage -1 .* fetches flite"),
         ("false {text} {wav}", "status 1"),
     ],
 )

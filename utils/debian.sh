@@ -6,12 +6,24 @@
 #   size      of the packages, to be shown
 #   ways_on   what to do where they cannot be had
 #
-# calls `debian_packages "$@"`, makes ./result of ./files, the packages' content, and calls `debian_result`. Where the machine has no
-# package lists, it gets its own into a temporary folder.
+# calls `debian_packages "$@"`, makes ./result of ./files, the packages' content, and calls `debian_result`. Where the machine has
+# no package lists, it gets its own into a temporary folder.
 
 die() { printf 'download.sh: error: %s\n' "$*" >&2; exit 1; }
 
 apt() { apt-get -q -o APT::Sandbox::User=root -o Acquire::Retries=2 -o Acquire::http::Timeout=20 "$@"; }
+
+# Adds the packages of a shared library to `packages`, unless the machine has it. The first's name has changed with 64-bit time.
+add_library() { # SONAME PACKAGE…
+  local release
+  [[ $(ldconfig -p 2> /dev/null) != *"$1 "* ]] || return 0
+  # shellcheck disable=SC1091
+  release=$(. /etc/os-release && echo "$ID ${VERSION_ID%%.*}")
+  case $release in
+    debian\ 1[0-2] | ubuntu\ 1* | ubuntu\ 2[0-3]) packages+=("${@:2}") ;;
+    *) packages+=("$2t64" "${@:3}") ;;
+  esac
+}
 
 # Leaves the shell in an empty folder that is removed at the end, with the packages' content in ./files; ends if NAME is there.
 debian_packages() { # DOWNLOADS

@@ -1,0 +1,242 @@
+"""egs/flite: what becomes a sentence, spoken once, sets that share no text; flite and packages are stand-ins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import soundfile
+from recipes import ROOT, Copy, contents, load_script, write_audio
+
+from steermoe.data.kaldi_dir import DataDir, validate
+from steermoe.errors import UserError
+
+DOWNLOAD = ROOT / "egs/flite/local/download.sh"
+# Says its voices; else copies a second of noise and writes down what it was asked to say.
+FLITE = """#!/bin/sh
+if [ "$1" = -lv ]; then echo "Voices available: kal16 rms slt "; exit; fi
+here=$(dirname "$0")
+echo "$2 $4" >> "$here/said"
+cp "$here/second.wav" "$6"
+"""
+ONES = "one two three four five six seven eight nine ten".split()
+
+
+@pytest.fixture(scope="module")
+def prep():
+    return load_script("flite/local/data_prep.py")
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """Forty sentences, and a flite that every one takes a second."""
+    folder = tmp_path / "corpus"
+    write_program(folder / "bin/flite", FLITE)
+    write_audio(folder / "bin/second.wav", 1.0)
+    (folder / "text").mkdir()
+    (folder / "text" / "numbers").write_text("".join(f"The numbers {a} and {b}.\n%\n" for a in ONES[:4] for b in ONES))
+    return folder
+
+
+def run(prep, corpus: Path, *options: str) -> dict[str, list]:
+    out = corpus.parent / "data"
+    prep.main(["--corpus", str(corpus), "--out", str(out), *options])
+    for name in ("train", "dev", "test"):
+        validate(out / name, require_feats=False)
+    return {name: list(DataDir.read(out / name).utterances.values()) for name in ("train", "dev", "test")}
+
+
+def said(corpus: Path) -> list[str]:
+    """What flite has said since the last question."""
+    file = corpus / "bin/said"
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return lines
+
+
+def test_what_is_a_sentence(prep, tmp_path):
+    (tmp_path / "b").write_text(
+        "First in b, second-hand words!  Too short. It costs 5 dollars or so. She said: \"don't you do that\"\n%\nnext one\n"
+        "is here"
+    )
+    (tmp_path / "a").write_text(
+        "Über den Wolken ist es schön. It's in a (this is also a sentence) -- and one more of these\n\t-- A. Nobody"
+    )
+    (tmp_path / "c").write_text("First in b second hand words\n%\n" + "word " * 30 + ".\n" + "word " * 31)
+    assert prep.sentences([tmp_path]) == [
+        "this is also a sentence",
+        "and one more of these",
+        "first in b second hand words",
+        "don't you do that",
+        "next one is here",
+        " ".join(["word"] * 30),
+    ]
+    assert prep.sentences([tmp_path / "c", tmp_path / "a"])[0] == "first in b second hand words"
+
+
+def test_the_first_sentences_are_spoken_until_the_hours_are_reached(prep, corpus):
+    sets = run(prep, corpus, "--hours", "0.002", "--voices", "slt rms")  # 7.2 s
+    assert {name: len(found) for name, found in sets.items()} == {"train": 8, "dev": 10, "test": 10}
+    assert sorted(u.utt for u in sets["train"]) == [f"{v}-{n:06d}" for v in ("rms", "slt") for n in range(v == "rms", 8, 2)]
+    assert all(u.spk == u.utt.split("-")[0] and u.duration == 1.0 for found in sets.values() for u in found)
+    texts = [u.text for found in sets.values() for u in found]
+    assert len(set(texts)) == len(texts) and all(text.startswith("the numbers ") for text in texts)
+    assert {f"{u.spk} {u.text}" for found in sets.values() for u in found} <= set(said(corpus))
+
+
+def test_nothing_is_spoken_twice_and_more_hours_keep_what_there_is(prep, corpus, capsys):
+    few = run(prep, corpus, "--hours", "0.002", "--voices", "slt rms")
+    said(corpus)
+    before = contents(corpus.parent / "data")
+    run(prep, corpus, "--hours", "0.002", "--voices", "slt rms")
+    assert said(corpus) == [] and contents(corpus.parent / "data") == before and "up to date" in capsys.readouterr().err
+
+    wavs = sorted((corpus.parent / "data/wav").iterdir())
+    wavs[0].unlink()  # as if killed before it
+    more = run(prep, corpus, "--hours", "0.004", "--voices", "slt rms")
+    assert len(said(corpus)) == 1 and len(more["train"]) == 15 and all(u in more["train"] for u in few["train"])
+    assert (more["dev"], more["test"]) == (few["dev"], few["test"])
+
+    other = run(prep, corpus, "--hours", "0.002", "--voices", "slt rms", "--sentence-seed", "2")
+    heard = said(corpus)  # the same utterance ids, other texts: other recordings
+    assert {u.text for u in other["train"]} != {u.text for u in few["train"]} and len(heard) > 20
+
+
+def test_a_text_that_is_at_an_end(prep, corpus, capsys):
+    text = corpus.parent / "mine"
+    text.write_text("\n%\n".join(f"here is my sentence {word}" for word in ONES))
+    sets = run(prep, corpus, "--hours", "3", "--voices", "slt", "--text", str(text))
+    assert {name: len(found) for name, found in sets.items()} == {"train": 6, "dev": 2, "test": 2}
+    assert "all the text makes 0.00 h; more need more --text" in capsys.readouterr().err
+
+
+def test_flite_of_the_machine(prep, corpus, monkeypatch):
+    (corpus / "bin").rename(corpus.parent / "elsewhere")
+    monkeypatch.setenv("PATH", f"{corpus.parent / 'elsewhere'}:/usr/bin:/bin")
+    assert len(run(prep, corpus, "--hours", "0.001", "--voices", "slt rms")["train"]) == 4
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--voices", "slt bob"], "flite has no voice 'bob'; it has kal16, rms, slt"),
+        (["--voices", ""], "flite has no voice ''"),
+        (["--hours", "0"], "--hours 0: a number over 0"),
+        (["--text", "nowhere/to/be.found"], "nowhere/to/be.found: no such file or folder; run stage -1"),
+        (["--text", "{corpus}/bin"], "1 sentences of 4 to 30 words of the letters a to z, 4 are the least; give more with"),
+    ],
+)
+def test_bad_options(prep, corpus, options, message):
+    for file in (corpus / "bin").iterdir():
+        if file.name != "flite":
+            file.unlink()
+    (corpus / "bin/note").write_text("this is the only one")
+    assert len(prep.sentences([corpus / "bin"])) == 1
+    with pytest.raises(UserError) as error:
+        run(prep, corpus, *(option.format(corpus=corpus) for option in options))
+    assert message in str(error.value)
+
+
+def test_no_flite(prep, corpus, monkeypatch):
+    shutil.rmtree(corpus / "bin")
+    monkeypatch.setenv("PATH", str(corpus))
+    with pytest.raises(UserError, match=r"flite: .*No such file.*; stage -1 \(./run.sh --stage -1\) fetches flite"):
+        run(prep, corpus)
+
+
+def test_a_flite_that_fails(prep, corpus):
+    voices = '#!/bin/sh\n[ "$1" = -lv ] && echo "Voices available: slt"'
+    write_program(corpus / "bin/flite", f"{voices} || {{ echo out of order >&2; exit 3; }}\n")
+    with pytest.raises(UserError, match="flite -voice slt -t 'the numbers .*: out of order"):
+        run(prep, corpus, "--voices", "slt")
+    write_program(corpus / "bin/flite", f'{voices} || echo no sound > "$6"\n')
+    with pytest.raises(UserError, match=r"slt-\d+\."):
+        run(prep, corpus, "--voices", "slt")
+    assert not list((corpus.parent / "data/wav").glob("[!.]*"))
+
+
+def test_the_driver_hands_the_options_on(corpus, tmp_path):
+    copy = Copy(tmp_path / "a copy", "flite")
+    words = ["--corpus", str(corpus), "--hours", "0.001", "--voices", "rms", "--sentence-seed", "3", "--stop-stage", "0"]
+    done = copy.run("flite", *words)
+    assert done.returncode == 0, done.stderr
+    made = (copy.root / "egs/flite/data/train/utt2spk").read_text().splitlines()
+    assert made == [f"rms-{number:06d} rms" for number in range(4)]
+
+
+def test_download_without_the_packages_says_what_to_do(tmp_path):
+    for name in ("apt-get", "dpkg"):
+        write_program(tmp_path / "bin" / name, "#!/bin/sh\necho 'E: Unable to locate package'\nexit 100\n")
+    done = download(tmp_path)
+    assert done.returncode == 1 and "E: Unable to locate package" in done.stderr and "--corpus DIR" in done.stderr
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def download(folder: Path, script: Path = DOWNLOAD) -> subprocess.CompletedProcess:
+    command = ["bash", str(script), str(folder / "downloads"), *(["--hours", "6.5"] if script == DOWNLOAD else [])]
+    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    return subprocess.run(command, env=environment, text=True, capture_output=True)
+
+
+def write_packages(folder: Path, verses: int) -> None:
+    """An apt-get that gives one package, and a dpkg that unpacks what all of them hold."""
+    files = folder / "packages"
+    write_program(files / "usr/bin/flite", FLITE)
+    write_program(files / "usr/bin/bible", f"#!/bin/sh\n[ -f bible.data ] && seq {verses} | sed 's/.*/Ge1:& This is verse &./'\n")
+    for name in ("lib/bible.data", "lib/x86_64-linux-gnu/libflite.so.1", "share/doc/libflite1/copyright"):
+        (files / "usr" / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / "usr" / name).write_text("x")
+    for name in ("fortunes", "bible-kjv-text"):
+        (files / "usr/share/doc" / name).mkdir()
+        (files / "usr/share/doc" / name / "copyright").write_text(name)
+    (files / "usr/share/games/fortunes").mkdir(parents=True)
+    for name in ("wisdom", "wisdom.dat", "wisdom.u8", "perl", "ascii-art", "art"):
+        (files / "usr/share/games/fortunes" / name).write_text(name)
+    write_program(folder / "bin/apt-get", "#!/bin/sh\ntouch all.deb\n")
+    write_program(folder / "bin/dpkg", f'#!/bin/sh\ncp -r "{files}" "$3"\n')
+
+
+def test_download_leaves_flite_and_the_texts_and_does_nothing_the_second_time(tmp_path):
+    write_packages(tmp_path, 31102)
+    done = download(tmp_path)
+    assert done.returncode == 0 and "fortunes fortunes-min bible-kjv bible-kjv-text flite libflite1" in done.stderr, done.stderr
+    assert "other texts than those of the published results" in done.stderr
+    left = tmp_path / "downloads/flite"
+    assert sorted(path.name for path in (left / "text").iterdir()) == ["bible", "wisdom"]
+    assert (left / "text/bible").read_text().startswith("This is verse 6.\nThis is verse 12.\n")
+    assert (left / "bin/flite").is_file() and (left / "lib/libflite.so.1").is_file()
+    assert (left / "LICENCE.bible").read_text() == "bible-kjv-text"
+    (tmp_path / "bin/apt-get").unlink()
+    assert "up to date" in download(tmp_path).stderr
+
+
+def test_the_other_recipe_that_speaks_gets_flite_alone(tmp_path):
+    write_packages(tmp_path, 6)
+    done = download(tmp_path, ROOT / "egs/spoken_tools/local/download.sh")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "downloads/flite").iterdir()) == ["LICENCE", "bin", "lib"]
+
+
+def test_a_bible_that_is_not_whole(tmp_path):
+    write_packages(tmp_path, 31000)
+    done = download(tmp_path)
+    assert done.returncode == 1 and "the program bible does not write the Bible's 31102 verses" in done.stderr
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+@pytest.mark.network
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="no apt-get on this machine")
+def test_real_download(prep, tmp_path):
+    subprocess.run(["bash", str(DOWNLOAD), str(tmp_path)], check=True)
+    sets = run(prep, tmp_path / "flite", "--hours", "0.002")
+    assert len(prep.sentences([tmp_path / "flite/text"])) == 34424
+    assert soundfile.info(sets["train"][0].wav).samplerate == 16000
