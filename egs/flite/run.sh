@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Synthetic English, made of texts and voices of Debian's packages, for other recipes to mix in: ./run.sh --stop-stage 2, and there
-# --train-sets 'train:2 ../flite/dump/whisper_logmel80/train/data.jsonl'. Its test set has the voices of training: it tells little.
+# Synthetic English, made of texts and voices of Debian's packages, for other recipes to mix in: ./run.sh --stop-stage 2, then
+# --train-sets 'train:2 ../flite/dump/whisper_logmel80/train/data.jsonl'. Its test set has the voices of training.
+# The default is 6,400 sentences; data/ takes 0.8 GB.
 #
 # Licences, as the packages state them: flite and its voices are free to use and change if their notices stay (BSD-like); the King
 # James text has no copyright any more; the collection of fortunes is under the BSD licence, but what it quotes is by many
@@ -12,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 about="synthetic English: fortunes (BSD) and King James verses (public domain), four voices of flite (BSD-like)"
 downloaded=downloads/flite
-option hours 6.5 "training speech to make"
+option hours 6.485 "training speech to make"
 option voices "slt awb rms kal16" "flite's voices, as one word, taken in turn"
 option text "" "other plain text files, and folders of them, as one word"
 option sentence_seed 1 "of the order of the sentences"

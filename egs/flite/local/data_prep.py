@@ -4,7 +4,7 @@
 usage: local/data_prep.py --corpus downloads/flite --out data
 
 Sentences of 4 to 30 words are shuffled; what holds a digit or a letter outside a to z is left out, so that what is said is
-what is written. Each is spoken in the next voice; every voice is a speaker. The last ones are dev and test; train is the first ones,
+what is written. Each is spoken in the next voice; every voice is a speaker. The last ones are dev and test; train is the first,
 as many as the hours take, so that more hours keep what fewer have. Stopped and started again, it goes on where it was.
 """
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="local/data_prep.py", description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, default=Path("downloads/flite"), help="folder of text/, and bin/flite if there")
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder for train, dev and test")
-    parser.add_argument("--hours", type=float, default=6.5, help="of training speech")
+    parser.add_argument("--hours", type=float, default=6.485, help="of training speech")
     parser.add_argument("--voices", default="slt awb rms kal16", help="as one word; flite -lv lists them")
     parser.add_argument("--text", default="", help="plain text files and folders of them, as one word; default: the corpus's")
     parser.add_argument("--sentence-seed", type=int, default=1, help="of the order of the sentences")
