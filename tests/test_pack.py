@@ -57,6 +57,13 @@ def test_the_card_says_what_made_it_how_good_it_is_and_what_not(exp, tiny_bases)
     assert "![loss](plots/loss.png)" in card and "not good for" in card and "`please transcribe the audio content into text:`" in card
 
 
+def test_notes_on_a_training_go_in_and_the_card_points_to_them(exp):
+    (exp / "TRAINING.md").write_text("two phases")
+    pack.main(["--exp", str(exp)])
+    assert (exp / "package/TRAINING.md").read_text() == "two phases"
+    assert "[TRAINING.md](TRAINING.md)" in (exp / "package/README.md").read_text()
+
+
 def test_a_card_without_results_says_so(exp):
     (exp / "RESULTS.md").unlink()
     pack.main(["--exp", str(exp)])

@@ -35,7 +35,7 @@ def test_the_data_and_where_training_started_are_said(tmp_path):
 
 def test_an_experiment_of_before_the_data_was_noted(tmp_path):
     text = results.make_results(make_exp(tmp_path / "whisper", 20.0, "encoder: whisper\n"), None)
-    assert "- data:" not in text and "started at" not in text and text.startswith("# whisper\n")
+    assert "made by" not in text and "- data:" not in text and "started at" not in text and text.startswith("# whisper\n")
 
 
 def test_several_experiments_share_a_table_and_keep_their_own_sections(tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from steermoe.fetch import MADE_HERE, catalog
 from steermoe.files import atomic_write
 from steermoe.pretrained import adapter_path, find_adapter
 
-FILES = ("config.yaml", "RESULTS.md", "log/train.jsonl", "log/samples.jsonl", "plots/*.png")  # of the experiment, where they are
+# Of the experiment, where they are; TRAINING.md is written by hand, where one command does not tell it all.
+FILES = ("config.yaml", "RESULTS.md", "TRAINING.md", "log/train.jsonl", "log/samples.jsonl", "plots/*.png")
 
 
 def main(argv=None) -> None:
@@ -58,6 +59,8 @@ def model_card(name: str, package: Path, config, metadata: dict) -> str:
         "```\npython -m steermoe.bin.transcribe --model THIS_FOLDER FILE.wav\n```\n",
         f"## How it was made, and how well it hears\n\n{results_head(package / 'RESULTS.md')}",
     ]
+    if (package / "TRAINING.md").is_file():
+        parts.append("Step by step: [TRAINING.md](TRAINING.md).\n")
     if plots := sorted(package.glob("plots/*.png")):
         parts += ["## Training\n", "Every step is in [log/train.jsonl](log/train.jsonl).\n"]
         parts += [f"![{plot.stem}](plots/{plot.name})" for plot in plots]

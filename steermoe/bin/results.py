@@ -54,7 +54,7 @@ def make_results(exp: Path, own: Path | None, about: str = "") -> str:
         data += [f"trained on {environment['train']}", f"validated on {environment['dev']}"]
     parts = [
         f"# {exp.name}\n",
-        f"- made by: `./run.sh{command(exp)}`",
+        *([f"- made by: `./run.sh{command(exp)}`"] if (exp / "run.sh").is_file() else []),
         *([f"- started at the adapter: `{config['init']}`"] if config.get("init") else []),
         *([f"- data: {'; '.join(data)}"] if data else []),
         f"- git {environment['git']}, " + ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "transformers")),
@@ -98,8 +98,7 @@ def row(folder: Path, prefix: str = "") -> str:
 
 def command(exp: Path) -> str:
     """The options that exp/NAME/run.sh gives to the recipe's run.sh."""
-    script = exp / "run.sh"
-    lines = script.read_text(encoding="utf-8").splitlines() if script.is_file() else []
+    lines = (exp / "run.sh").read_text(encoding="utf-8").splitlines()
     options = next((line.partition("./run.sh ")[2] for line in lines if "./run.sh " in line), "")
     options = options.removesuffix('"$@"').strip()
     return f" {options}" if options else ""
