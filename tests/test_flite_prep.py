@@ -233,6 +233,16 @@ def test_a_bible_that_is_not_whole(tmp_path):
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/etc/os-release").exists(), reason="the name of a library's package depends on the distribution")
+@pytest.mark.parametrize("there, wanted", [("libreadline.so.8 (libc6) => x", ""), ("libreadline.so.80 (libc6) => x", "libreadline8")])
+def test_a_library_that_the_machine_lacks_comes_along(tmp_path, there, wanted):
+    write_program(tmp_path / "ldconfig", f"#!/bin/sh\necho '\t{there}'\n")
+    script = f'. "{ROOT}/utils/debian.sh"; packages=(); add_library libreadline.so.8 libreadline8; echo "${{packages[*]}}"'
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euc", script], env=environment, text=True, capture_output=True, check=True)
+    assert done.stdout.strip().removesuffix("t64") == wanted
+
+
 @pytest.mark.network
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="no apt-get on this machine")
 def test_real_download(prep, tmp_path):
