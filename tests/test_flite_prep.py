@@ -234,7 +234,7 @@ def test_a_bible_that_is_not_whole(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/etc/os-release").exists(), reason="the name of a library's package depends on the distribution")
-@pytest.mark.parametrize("there, wanted", [("libreadline.so.8 (libc6) => x", ""), ("libreadline.so.80 (libc6) => x", "libreadline8")])
+@pytest.mark.parametrize("there, wanted", [("libreadline.so.8 (libc6)", ""), ("libreadline.so.80 (libc6)", "libreadline8")])
 def test_a_library_that_the_machine_lacks_comes_along(tmp_path, there, wanted):
     write_program(tmp_path / "ldconfig", f"#!/bin/sh\necho '\t{there}'\n")
     script = f'. "{ROOT}/utils/debian.sh"; packages=(); add_library libreadline.so.8 libreadline8; echo "${{packages[*]}}"'
