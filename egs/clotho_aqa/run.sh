@@ -10,7 +10,7 @@ downloaded=downloads/clotho_aqa
 check_download=true
 own_score=false # an encoder's own decoder answers no questions
 option train_answers majority "train on majority, what at least two annotators said, or on all, every annotator's answer"
-option prompt "please answer the following question. The question is : {question}" "what the LLM is asked; {question} is the question"
+option prompt "please answer the following question. The question is : {question}" "what the LLM is asked; {question}: its place"
 option mirror https://zenodo.org "where the corpus is: Zenodo or a mirror of it"
 
 pipeline "$@"
