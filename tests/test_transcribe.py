@@ -73,8 +73,8 @@ def test_words_while_audio_arrives(folder, capsys, monkeypatch):
 def test_chunks_at_the_speed_of_speech(folder, monkeypatch):
     """The clock of the sleeps, not the machine's."""
     clock = [0.0]
-    monkeypatch.setattr("steermoe.bin.transcribe.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("steermoe.bin.transcribe.time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    ours = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr("steermoe.bin.transcribe.time", ours)  # the module's name: other threads keep the real one
     arrivals = [(len(chunk), clock[0]) for chunk in chunks("short.wav", 0.5, real_time=True)]
     assert arrivals == [(8000, 0.5), (8000, 1.0), (6080, 1.38)]
     clock[0] = 0.0
