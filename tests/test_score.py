@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
