@@ -63,7 +63,7 @@ BASE = {
 def recipe(tmp_path, monkeypatch) -> Path:
     """A recipe's folder; `eight` has every word right, `none` every second one, `wide` differs in one word of 40."""
     write(tmp_path / "conf/ablation.yaml", dumped(CONF))
-    write(tmp_path / "conf/train_whisper.yaml", yaml.safe_dump(BASE))
+    write(tmp_path / "conf/train_whisper_ctc.yaml", yaml.safe_dump(BASE))
     write(tmp_path / "run.sh", RUN_SH).chmod(0o755)
     words = [[f"word{place}" for place in range(4)] for _ in range(10)]
     for size, name in enumerate(CONF["variants"], 3):
@@ -144,7 +144,7 @@ def test_what_is_finished_is_not_run_again(recipe):
     assert tags(recipe) == ["wide steps500_lr10_seed3"]
     main(["--steps", "600", "--variants", "wide"])
     assert tags(recipe) == ["wide steps600_lr10_seed1", "wide steps600_lr10_seed2"]
-    write(recipe / "conf/train_whisper.yaml", yaml.safe_dump(BASE | {"llm_conf": {"model": "other"}}))
+    write(recipe / "conf/train_whisper_ctc.yaml", yaml.safe_dump(BASE | {"llm_conf": {"model": "other"}}))
     main(["--variants", "none", "--dry-run", "true"])
     main(["--variants", "none"])
     assert len(tags(recipe)) == 5
@@ -203,7 +203,7 @@ def test_a_dry_run_prints_the_commands_and_touches_nothing(recipe, capfd):
 
 
 def test_variants_over_the_training_configuration(recipe):
-    study = Study(load_as(Ablation, "conf/ablation.yaml"), load_config("conf/train_whisper.yaml"), "x", [], "conf")
+    study = Study(load_as(Ablation, "conf/ablation.yaml"), load_config("conf/train_whisper_ctc.yaml"), "x", [], "conf")
     none, eight, wide = study.configs.values()
     assert none.steering == "none" and none.steering_conf == {} and none.projector_conf == eight.projector_conf
     assert eight.projector_conf["frames_conf"] == {"pool": "max", "kernel": 2}
@@ -212,7 +212,7 @@ def test_variants_over_the_training_configuration(recipe):
 
 
 def test_the_driver_understands_a_command_and_names_the_experiment_as_expected(recipe, monkeypatch):
-    study = Study(load_as(Ablation, "conf/ablation.yaml"), load_config("conf/train_whisper.yaml"), "abl", [], "conf")
+    study = Study(load_as(Ablation, "conf/ablation.yaml"), load_config("conf/train_whisper_ctc.yaml"), "abl", [], "conf")
     real, trial = Recipe(recipe / "repository"), Trial("none", "steps", 500, 0.01, 2)
     monkeypatch.chdir(real.folder)
     study.configs["none"].save(study.config_file("none"))
@@ -228,8 +228,8 @@ def test_the_driver_understands_a_command_and_names_the_experiment_as_expected(r
 
 
 def test_frames_are_the_projector_where_there_is_no_token_projector(recipe):
-    write(recipe / "conf/train_whisper.yaml", yaml.safe_dump({"projector_conf": {"kernel": 2, "pool": "max"}}))
-    study = Study(load_as(Ablation, "conf/ablation.yaml"), load_config("conf/train_whisper.yaml"), "x", [], "conf")
+    write(recipe / "conf/train_whisper_ctc.yaml", yaml.safe_dump({"projector_conf": {"kernel": 2, "pool": "max"}}))
+    study = Study(load_as(Ablation, "conf/ablation.yaml"), load_config("conf/train_whisper_ctc.yaml"), "x", [], "conf")
     assert study.configs["wide"].projector == "stack" and study.configs["wide"].projector_conf == {"kernel": 2, "hidden": 7}
     assert "objective-conf" not in " ".join(study.command(study.tuning("wide")[0]))
 
@@ -290,7 +290,7 @@ def wait_until(ready, seconds: float) -> None:
 
 def test_librispeech_compares_what_it_says_at_one_frame_rate_and_like_sizes():
     folder = ROOT / "egs/librispeech/conf"
-    study = Study(load_as(Ablation, folder / "ablation.yaml"), load_config(folder / "train_whisper.yaml"), "x", [], "conf")
+    study = Study(load_as(Ablation, folder / "ablation.yaml"), load_config(folder / "train_whisper_ctc.yaml"), "x", [], "conf")
     sizes = {}
     for variant, config in study.configs.items():
         with torch.device("meta"):
@@ -298,7 +298,7 @@ def test_librispeech_compares_what_it_says_at_one_frame_rate_and_like_sizes():
                 384, 576, **config.projector_conf
             )
         sizes[variant] = sum(p.numel() for part in parts for p in part.parameters())
-        assert parts[1].frames.kernel == 4
+        assert parts[1].frames.kernel == 2
     wanted = "static stack steermoe-2 steermoe-4 steermoe-8 steermoe-16 shared-router top-k moe-adapter dense-adapter"
     assert list(sizes) == [*wanted.split(), "steermoe-8+moe-adapter"]
     assert sizes["moe-adapter"] - sizes["dense-adapter"] == 384 * 8  # the router

@@ -54,7 +54,7 @@ def main(argv=None) -> None:
     cut = words.index("--") if "--" in words else len(words)
     parser = Parser(prog="ablation", description=__doc__.split("\n")[0], epilog="-- OPTION …: of every run.sh, as -- --ngpu 1")
     parser.add_argument("--config", type=Path, default=Path("conf/ablation.yaml"), help="variants, learning rates, steps, seeds")
-    parser.add_argument("--train-config", type=Path, default=Path("conf/train_whisper.yaml"), help="what all variants share")
+    parser.add_argument("--train-config", type=Path, default=Path("conf/train_whisper_ctc.yaml"), help="what all variants share")
     parser.add_argument("--name", default="ablation", help="names the experiments and exp/NAME with the table")
     parser.add_argument("--variants", nargs="+", metavar="VARIANT", help="those to run; default: all")
     parser.add_argument("--steps", type=int, help="training steps, instead of the file's")
