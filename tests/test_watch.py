@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from steermoe.config import config_from_dict
+from steermoe.config import DecodeConf, config_from_dict
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.decode.decoder import decode_batch
@@ -58,6 +58,17 @@ def test_what_ctc_alone_reads(tiny_config, data):
     with torch.no_grad():
         model.projector.blank_bias.fill_(1e4)
     assert [sample["ctc"] for sample in AdapterWatch(model, data, "x", config.decode_conf)()[1]] == [""] * 4
+
+
+def test_decoding_by_ctc_alone_does_not_run_the_llm(tiny_config, data, monkeypatch):
+    config = changed(tiny_config, projector="token", projector_conf={"frames_conf": {"kernel": 1}}, decode_conf={"ctc_weight": 1.0})
+    model = SteerMoE.from_config(config).eval()
+    with torch.no_grad():
+        model.projector.frames.linear.weight.mul_(20)
+    beside = AdapterWatch(model, data, "x", DecodeConf())()[1]
+    monkeypatch.setattr(model.llm, "hidden", None)
+    alone = AdapterWatch(model, data, "x", config.decode_conf)()[1]
+    assert [sample["hyp"] for sample in alone] == [sample["ctc"] for sample in beside] != [""] * 4
 
 
 def test_the_watched_are_spread_over_the_shorter_half_of_the_dev_set(tiny_config, tiny_model, tmp_path):

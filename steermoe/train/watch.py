@@ -30,12 +30,14 @@ class AdapterWatch:
     """() -> (figures, samples) of the model as it is; the model is to be in eval mode. No random numbers are drawn.
 
     figures: lists over the layers, {} without steering: `scales` (alpha), `gate_entropy` (mean over frames, nat), `expert_share`
-    (mean gate of each expert). samples: {utt, prompt, label, hyp, ended}, and ctc, what CTC alone reads, with projector `token`.
+    (mean gate of each expert). samples: {utt, prompt, label, hyp, ended}: hyp is the LLM's greedy answer, and ctc, with projector `token`,
+    what CTC alone reads; where decoding is by CTC alone (ctc_weight 1) hyp is that, and the LLM is not run.
     """
 
     def __init__(self, model: SteerMoE, dev: AudioTextDataset, prompt: str, conf: DecodeConf):
         self.model, self.dev, self.collate = model, dev, Collator(model.llm, prompt, answers=False)
-        self.conf = dataclasses.replace(conf, beam=1, ctc_weight=0.0, max_tokens=min(conf.max_tokens, MAX_TOKENS))
+        weight = float(conf.ctc_weight == 1)
+        self.conf = dataclasses.replace(conf, beam=1, ctc_weight=weight, max_tokens=min(conf.max_tokens, MAX_TOKENS))
         median = statistics.median(entry["duration"] for entry in dev.entries)
         short = [index for index, entry in enumerate(dev.entries) if entry["duration"] <= median]
         count = min(WATCHED, len(short))
@@ -66,7 +68,7 @@ class AdapterWatch:
             prompt = llm.tokenizer.decode(ids[:audio_at]) + AUDIO + llm.tokenizer.decode(ids[audio_at:])
             sample = {"utt": entries[row]["utt"], "prompt": prompt, "label": entries[row]["text"]}
             samples.append(sample | {"hyp": llm.decode(hypothesis.tokens).strip(), "ended": hypothesis.ended})
-        if hasattr(self.model.projector, "hear"):
+        if hasattr(self.model.projector, "hear") and not self.conf.ctc_weight:
             readings = decode_batch(self.model, batch, seconds, dataclasses.replace(self.conf, ctc_weight=1.0))
             for sample, reading in zip(samples, readings):
                 sample["ctc"] = llm.decode(reading.tokens).strip()
