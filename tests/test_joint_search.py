@@ -9,7 +9,7 @@ import torch
 from steermoe.config import DecodeConf
 from steermoe.ctc import best_units
 from steermoe.decode.ctc_prefix import Heard, Prefixes, hear
-from steermoe.decode.joint import joint_search
+from steermoe.decode.joint import GAP, Running, joint_search, survivors
 from steermoe.units import TokenUnits
 
 
@@ -37,14 +37,53 @@ def test_prefix_scores_are_sums_over_all_alignments(prefix):
     said = heard()
     prefixes = Prefixes.empty(said)
     for place in prefix:
-        prefixes = prefixes.extended(torch.tensor([0]), torch.tensor([place]))
+        prefixes = prefixes.extended(torch.tensor([place]))
     everything = texts(said)
     assert math.exp(float(prefixes.ends()[0])) == pytest.approx(everything.get(prefix, 0.0), rel=1e-4, abs=1e-9)
     extended = prefixes.extensions()[0]
     for place in (1, 2):
-        assert float(prefixes.extension(torch.tensor([0]), torch.tensor([place]))) == pytest.approx(float(extended[place]))
+        assert float(prefixes.extension(torch.tensor([place]))) == pytest.approx(float(extended[place]))
         wanted = sum(p for text, p in everything.items() if text[: len(prefix) + 1] == (*prefix, place))
         assert math.exp(float(extended[place])) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+
+
+def spoken(text, frames, seed=5):
+    """Heard of one utterance in which the places of `text` are said one after another, with a long pause that is not sure."""
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randn(1, frames, max(text) + 1, generator=draw, dtype=torch.float64)
+    scores[..., 0] += 4.0
+    half = len(text) // 2
+    at = [*torch.linspace(3, 0.4 * frames, half), *torch.linspace(0.8 * frames, frames - 3, len(text) - half)]
+    for place, frame in zip(text, at):
+        scores[0, int(frame), place] += 9.0
+    return Heard(scores.log_softmax(-1), torch.arange(max(text))[None])
+
+
+def test_a_window_of_frames_is_enough():
+    text = [1, 2, 3, 3, 4, 1, 1, 2, 5, 3, 4, 4, 2, 1]
+    said = spoken(text, frames=400)
+    prefixes, widths = Prefixes.empty(said).select(torch.tensor([0, 0])), []
+    for place in text:
+        extension = prefixes.extension(torch.tensor([place, 5]))
+        prefixes = prefixes.extended(torch.tensor([place, place]))
+        widths.append(prefixes.silent_rw.shape[1])
+        # What begins with a row has at least the probability of all that goes on from it.
+        assert float(extension[0]) >= float(torch.logsumexp(prefixes.extensions()[0], 0)) - 1e-6
+    whole = -torch.nn.functional.ctc_loss(
+        said.logprobs_bup.transpose(0, 1), torch.tensor([text]), torch.tensor([400]), torch.tensor([len(text)]), reduction="sum"
+    )
+    assert prefixes.ends().tolist() == pytest.approx([float(whole)] * 2, abs=1e-3)
+    assert min(widths) < 180 < 400 * 0.4 + 100 < max(widths)  # narrow, and where there is a pause as wide as it takes
+
+
+def test_rows_of_different_windows_come_together():
+    said = spoken([1, 2, 3, 4, 5, 1, 2], frames=200)
+    one = Prefixes.empty(said)
+    other = one.extended(torch.tensor([1])).extended(torch.tensor([2])).extended(torch.tensor([3]))
+    together = Prefixes.joined([other, one, other.extended(torch.tensor([4]))])
+    for row, alone in enumerate([other, one, other.extended(torch.tensor([4]))]):
+        torch.testing.assert_close(together.extensions()[row], alone.extensions()[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.ends()[row], alone.ends()[0], atol=1e-6, rtol=0)
 
 
 class Words:
@@ -60,20 +99,21 @@ class Words:
 
 @pytest.fixture()
 def search(monkeypatch):
-    """joint_search with the fake LLM in place of a decoding state."""
+    """joint_search with the fake LLM in place of a decoding state; nothing is dropped for being behind."""
 
     class State:
         def __init__(self, llm, vectors, layout):
             self.llm = llm
             self.logprobs_bv = llm.logprobs.expand(vectors, -1)
+            self.roots = [torch.arange(0)] * vectors
 
-        def select(self, rows):
-            self.logprobs_bv = self.logprobs_bv[rows]
+        def step(self, branches, tokens):
+            longer = [torch.cat([branch, torch.tensor([token])]) for branch, token in zip(branches, tokens)]
+            return longer, self.llm.logprobs.expand(len(tokens), -1)
 
-        def step(self, tokens):
-            assert len(tokens) == len(self.logprobs_bv)
-
-    monkeypatch.setattr("steermoe.decode.joint.Decoding", State)
+    monkeypatch.setattr("steermoe.decode.joint.Branches", State)
+    monkeypatch.setattr("steermoe.decode.joint.GAP", 1e9)
+    monkeypatch.setattr("steermoe.decode.joint.HOPELESS", 1e9)
 
     def run(said, units=None, **conf):
         batch, llm = len(said.logprobs_bup), conf.pop("llm", Words())
@@ -110,7 +150,7 @@ class Letters:
 def test_a_token_is_heard_letter_by_letter(search, weight):
     """Against every way to write every text of up to four letters in tokens."""
     said, letters, llm = heard(frames=4, tokens=3, seed=11), Letters(), Words()
-    said = said._replace(units_bp=torch.tensor([[1, 2, 3]]))
+    said = Heard(said.logprobs_bup, torch.tensor([[1, 2, 3]]))
     llm.logprobs = torch.linspace(-9.0, -1.0, 20)
     probabilities = texts(said)
 
@@ -126,6 +166,57 @@ def test_a_token_is_heard_letter_by_letter(search, weight):
     best = max(totals, key=totals.get)
     (found,) = search(said, letters, llm=llm, beam=40, ctc_weight=weight)
     assert tuple(found.tokens) == best and found.score == pytest.approx(totals[best], rel=1e-5)
+
+
+def running(total, *spelled, tokens=()):
+    return Running(total, 0.0, tokens, torch.arange(0), None, (), spelled)
+
+
+def test_who_survives():
+    best, way, other, behind = running(-5.0, 1, 2), running(-6.0, 1, 2, tokens=(9,)), running(-7.0, 1, 3), running(-5.1 - GAP, 3, 3)
+    stack = [way, behind, other, best]
+    assert survivors(stack, [], -100.0, beam=8, ahead=0.5) == [best, other]  # of one text the best way to write it
+    assert survivors(stack, [], -100.0, beam=1, ahead=0.5) == [best]
+    assert survivors(stack, [], -6.5, beam=8, ahead=0.5) == [best]  # a finished one is better
+    further = running(-6.0, *range(10))  # eight units further on for one nat: as if it were at -2 here
+    assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.5) == [best]
+    assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.8) == []
+    assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.0) == [best, other]
+
+
+def test_a_word_that_begins_badly_is_not_given_up_for_one_that_ends_badly(search, monkeypatch):
+    """Two tokens for the same letters: the likelier beginning leads nowhere. With a beam of one a step of tokens would lose."""
+    monkeypatch.undo()
+
+    class Pieces(Letters):
+        words = {10: "a", 13: "ab", 14: "bc", 12: "c", 11: "b"}
+
+    class After:
+        """Likes `a` first, then nothing; `ab` and what follows is written well."""
+
+        def __init__(self, llm, vectors, layout):
+            self.roots, self.logprobs_bv = [torch.arange(0)], self.say([()])
+
+        def step(self, branches, tokens):
+            longer = [torch.cat([branch, torch.tensor([token])]) for branch, token in zip(branches, tokens)]
+            return longer, self.say([tuple(branch.tolist()) for branch in longer])
+
+        @staticmethod
+        def say(texts):
+            likes = {(): {10: -0.1, 13: -2.5}, (13,): {12: -0.1}, (13, 12): {0: -0.1}, (10, 11, 12): {0: -0.1}}
+            rows = torch.full((len(texts), 20), -9.0)
+            for row, text in zip(rows, texts):
+                for token, logprob in likes.get(text, {}).items():
+                    row[token] = logprob
+            return rows
+
+    monkeypatch.setattr("steermoe.decode.joint.Branches", After)
+    logprobs = torch.full((1, 3, 4), -12.0, dtype=torch.float64)
+    for frame in range(3):
+        logprobs[0, frame, frame + 1] = 0.0
+    said = Heard(logprobs, torch.tensor([[1, 2, 3]]))
+    (found,) = joint_search(Words(), 1, None, said, Pieces(), [50], DecodeConf(beam=1, ctc_weight=0.5))
+    assert found.tokens == [13, 12] and found.ended == "end"
 
 
 def test_rows_do_not_disturb_each_other(search):
@@ -179,7 +270,7 @@ def test_frames_that_surely_say_nothing_change_no_prefix_score():
                 prefixes = Prefixes.empty(heard_).select(torch.tensor([row]))
                 for unit in units:
                     place = heard_.units_bp[row].tolist().index(unit) + 1
-                    prefixes = prefixes.extended(torch.tensor([0]), torch.tensor([place]))
+                    prefixes = prefixes.extended(torch.tensor([place]))
                 ends.append(float(prefixes.ends()))
             assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 

@@ -11,18 +11,22 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from steermoe.decode.search import Decoding
+from steermoe.errors import UserError
 from steermoe.merge import Merged
 
 
 class Branches:
-    """A branch is the int64 places, in order, of its prompt and tokens. roots: of the prompts; logprobs_bv: what comes after them."""
+    """A branch is the int64 places, in order, of its prompt and tokens. roots: of the prompts; logprobs_bv: what comes after them.
+
+    UserError for an LLM with a layer that does not keep all places (a sliding window shorter than the prompt, a recurrent layer).
+    """
 
     def __init__(self, llm, vectors_bqh: Tensor, layout: Merged):
         prompt = Decoding(llm, vectors_bqh, layout)
         self.llm, self.logprobs_bv = llm, prompt.logprobs_bv
-        rows, length = layout.mask_bq.shape
-        self.held, self.reading_rl = rows * length, None
-        places_bq = torch.arange(self.held, device=layout.mask_bq.device).view(rows, length)
+        self.width = layout.mask_bq.shape[1]
+        places_bq = torch.arange(layout.mask_bq.numel(), device=layout.mask_bq.device).view(layout.mask_bq.shape)
+        self.held, self.reading_rl = places_bq.numel(), None
         self.roots = [places_q[mask_q] for places_q, mask_q in zip(places_bq, layout.mask_bq)]
         self.cache = DynamicCache()
         self.cache.layers = [BranchLayer(self, layer) for layer in prompt.cache.layers]
@@ -46,6 +50,9 @@ class BranchLayer(DynamicLayer):
 
     def __init__(self, branches: Branches, prompt: DynamicLayer):
         super().__init__()
+        if getattr(prompt, "keys", None) is None or prompt.keys.shape[-2] != branches.width:
+            kind = type(prompt).__name__.removeprefix("Dynamic").removesuffix("Layer")
+            raise UserError(f"joint decoding needs all that was said before, and a layer of this LLM ({kind}) forgets: use ctc_weight 0 or 1")
         self.branches = branches
         self.keys, self.values = (held.transpose(1, 2).flatten(0, 1) for held in (prompt.keys, prompt.values))
         self.is_initialized = True

@@ -1,6 +1,6 @@
 """CTC prefix scores: how probable it is that what is said begins with a given row of units, over all alignments.
 
-Shape legend: B utterances, R prefixes (of any of them), U frames, P places: 0 the blank, then the units that may have been heard
+Shape legend: B utterances, R prefixes (of any of them), U frames, W frames of a window, P places: 0 the blank, then the units that may have been heard
 in an utterance. All log probabilities are natural and float64.
 Source: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section III-B; Graves 2012,
 "Supervised Sequence Labelling with Recurrent Neural Networks", section 7.5.
@@ -8,8 +8,9 @@ Source: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End 
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,16 +20,25 @@ from steermoe.masks import length_mask
 
 NEVER = -1e9  # log probability of what cannot be; finite, so that differences stay numbers
 NEAR = 4  # units of a frame that get a place
+FAR = 60.0  # nat below a prefix's likeliest frame: it has not been said there
+LINGER = 8  # frames that a unit may sound, and longer if only blanks follow
+ROWS = ("rows_r", "last_r", "begin_r", "silent_rw", "spoken_rw")
 SURE = 0.99  # a blank of this probability says nothing: of such frames in a row one is kept
 
 
-class Heard(NamedTuple):
+@dataclass(frozen=True)
+class Heard:
     """What CTC says of a batch. logprobs_bup (B, U, P), behind an utterance's end certainly blank; units_bp int64: the units of places 1..,
     -1 where there are fewer.
     """
 
     logprobs_bup: Tensor
     units_bp: Tensor
+
+    @functools.cached_property
+    def blanks_bu(self) -> Tensor:
+        """(B, U): log p(the frames up to u say nothing)."""
+        return self.logprobs_bup[..., BLANK].cumsum(1)
 
 
 def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE) -> Heard:
@@ -53,76 +63,116 @@ def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE) -> Heard:
     return Heard(torch.where(inside_bu[..., None], logprobs_bup, certainly_blank), units_bp)
 
 
-class Prefixes(NamedTuple):
-    """R rows of units with CTC's forward variables: (R, U) log probabilities that the frames up to u say the row, ending in its last
-    unit (`spoken_ru`) or in a blank (`silent_ru`). rows_r: the utterance of each; last_r: the place of its last unit, 0 for none.
+@dataclass
+class Prefixes:
+    """R rows of units with CTC's forward variables: log probabilities that the frames up to u say the row, ending in its last unit
+    (`spoken_rw`) or in a blank (`silent_rw`), for the W frames from `begin_r` on that matter: before them a row cannot have been said, and
+    behind them only blanks follow. rows_r: the utterance of each; last_r: the place of its last unit, 0 for none. All int64.
     """
 
     heard: Heard
     rows_r: Tensor
     last_r: Tensor
-    silent_ru: Tensor
-    spoken_ru: Tensor
+    begin_r: Tensor
+    silent_rw: Tensor
+    spoken_rw: Tensor
 
     @classmethod
     def empty(cls, heard: Heard) -> "Prefixes":
         """One for every utterance, of no unit."""
-        batch, frames, _ = heard.logprobs_bup.shape
-        silent_ru = heard.logprobs_bup[..., BLANK].cumsum(1)
-        rows_r = torch.arange(batch, device=silent_ru.device)
-        return cls(heard, rows_r, torch.full_like(rows_r, BLANK), silent_ru, torch.full_like(silent_ru, NEVER))
+        silent_bw = heard.logprobs_bup[:, :1, BLANK]
+        rows_r = torch.arange(len(silent_bw), device=silent_bw.device)
+        return cls(heard, rows_r, torch.full_like(rows_r, BLANK), torch.zeros_like(rows_r), silent_bw, torch.full_like(silent_bw, NEVER))
+
+    @classmethod
+    def joined(cls, parts: list["Prefixes"]) -> "Prefixes":
+        """The rows of all, in order."""
+        width = max(part.silent_rw.shape[1] for part in parts)
+        parts = [part._widened(width) for part in parts]
+        return cls(parts[0].heard, *(torch.cat([getattr(part, name) for part in parts]) for name in ROWS))
+
+    def select(self, sources_s: Tensor) -> "Prefixes":
+        """These rows (any order, repeats allowed), as they are."""
+        return Prefixes(self.heard, *(getattr(self, name)[sources_s] for name in ROWS))
 
     def ends(self) -> Tensor:
         """(R,): log p(the whole utterance says the row and no more)."""
-        return torch.logaddexp(self.silent_ru[:, -1], self.spoken_ru[:, -1])
+        return torch.logaddexp(*self._at(torch.full_like(self.begin_r, self.heard.logprobs_bup.shape[1] - 1)[:, None]))[:, 0]
 
     def extensions(self) -> Tensor:
         """(R, P): log p(what is said begins with the row and this place's unit); NEVER for the blank's place."""
-        everywhere_ru, after_blank_ru = self._before()
-        scores_rp = torch.logsumexp(everywhere_ru[..., None] + self.heard.logprobs_bup[self.rows_r], 1)
-        repeated_r = torch.logsumexp(after_blank_ru + self._of(self.rows_r, self.last_r), 1)
-        scores_rp = scores_rp.scatter(1, self.last_r[:, None], repeated_r[:, None])
+        frames_rw = self._frames(0)
+        everywhere_rw, after_blank_rw = self._before(frames_rw)
+        logprobs_rwp = self.heard.logprobs_bup[self.rows_r[:, None], frames_rw]
+        scores_rp = torch.logsumexp(everywhere_rw[..., None] + logprobs_rwp, 1)
+        last_r1 = self.last_r[:, None]
+        repeated_rw = logprobs_rwp.gather(2, last_r1[..., None].expand(-1, frames_rw.shape[1], 1))[..., 0]
+        scores_rp = scores_rp.scatter(1, last_r1, torch.logsumexp(after_blank_rw + repeated_rw, 1, keepdim=True))
         scores_rp[:, BLANK] = NEVER
         return scores_rp
 
-    def extension(self, sources_s: Tensor, places_s: Tensor) -> Tensor:
-        """(S,): the same for chosen rows, each with one place."""
-        return torch.logsumexp((self._entered(sources_s, places_s) + self._of(self.rows_r[sources_s], places_s)).float(), 1)
+    def extension(self, places_r: Tensor) -> Tensor:
+        """(R,): the same for one place each."""
+        frames_rw = self._frames(0)
+        return torch.logsumexp(self._entered(frames_rw, places_r) + self._of(frames_rw, places_r), 1)
 
-    def extended(self, sources_s: Tensor, places_s: Tensor) -> "Prefixes":
-        """These rows (any order, repeats allowed), each with one place's unit more."""
-        rows_s = self.rows_r[sources_s]
+    def extended(self, places_r: Tensor) -> "Prefixes":
+        """Each row with one place's unit more."""
+        frames_rw = self._frames(LINGER)
         # spoken_u = (spoken_(u-1) + entered_u) p_u and silent_u = (silent_(u-1) + spoken_(u-1)) blank_u, solved for all u at once.
-        spoken_su = _decaying_sum(self._entered(sources_s, places_s), self._of(rows_s, places_s))
-        ended_su = torch.nn.functional.pad(spoken_su, (1, 0), value=NEVER)[:, :-1]
-        silent_su = _decaying_sum(ended_su, self.heard.logprobs_bup[rows_s, :, BLANK])
-        return Prefixes(self.heard, rows_s, places_s, silent_su, spoken_su)
+        spoken_rw = _decaying_sum(self._entered(frames_rw, places_r), self._of(frames_rw, places_r))
+        ended_rw = torch.nn.functional.pad(spoken_rw, (1, 0), value=NEVER)[:, :-1]
+        silent_rw = _decaying_sum(ended_rw, self._of(frames_rw, torch.full_like(places_r, BLANK)))
+        return Prefixes(self.heard, self.rows_r, places_r, frames_rw[:, 0], silent_rw, spoken_rw)
 
-    def select(self, sources_s: Tensor) -> "Prefixes":
-        """These rows, as they are."""
-        return Prefixes(self.heard, *(tensor[sources_s] for tensor in self[1:]))
+    def _of(self, frames_rw: Tensor, places_r: Tensor) -> Tensor:
+        """(R, W): log probabilities of one place in each row's utterance."""
+        return self.heard.logprobs_bup[self.rows_r[:, None], frames_rw, places_r[:, None]]
 
-    def with_rows(self, places_s: Tensor, others: "Prefixes") -> "Prefixes":
-        """`others` in the places of these rows."""
-        return Prefixes(self.heard, *(mine.index_copy(0, places_s, theirs) for mine, theirs in zip(self[1:], others[1:])))
+    def _at(self, frames_rw: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, W) each: the forward variables `silent` and `spoken` at these frames, -1 being before the first."""
+        width = self.silent_rw.shape[1]
+        inside_rw = frames_rw - self.begin_r[:, None]
+        known_rw = inside_rw.clamp(0, width - 1)
+        silent_rw, spoken_rw = self.silent_rw.gather(1, known_rw), self.spoken_rw.gather(1, known_rw)
+        early_rw, late_rw = inside_rw < 0, inside_rw >= width
+        blanks_bu = self.heard.blanks_bu
+        rows_r1, end_r1 = self.rows_r[:, None], self.begin_r[:, None] + width - 1
+        waited_rw = blanks_bu[rows_r1, frames_rw.clamp(min=0)] - blanks_bu[rows_r1, end_r1]
+        silent_rw = torch.where(late_rw, torch.logaddexp(silent_rw, spoken_rw) + waited_rw, silent_rw)
+        spoken_rw = spoken_rw.masked_fill(early_rw | late_rw, NEVER)
+        nothing_r1 = torch.where(self.last_r == BLANK, 0.0, NEVER).to(silent_rw)[:, None]
+        return torch.where(early_rw, torch.where(frames_rw < 0, nothing_r1, NEVER), silent_rw), spoken_rw
 
-    def _of(self, rows_s: Tensor, places_s: Tensor) -> Tensor:
-        """(S, U): log probabilities of one place in each of these utterances."""
-        return self.heard.logprobs_bup[rows_s, :, places_s]
+    def _before(self, frames_rw: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, W) each: log p(the frames before u say the row), and the same with a blank at the end, for the last unit's return."""
+        silent_rw, spoken_rw = self._at(frames_rw - 1)
+        return torch.logaddexp(silent_rw, spoken_rw), silent_rw
 
-    def _entered(self, sources_s: Tensor, places_s: Tensor) -> Tensor:
-        """(S, U): log p(the frames before u say the row, and this unit may begin at u)."""
-        everywhere_ru, after_blank_ru = self._before()
-        entered_su, again_s = everywhere_ru[sources_s], self.last_r[sources_s] == places_s
-        entered_su[again_s] = after_blank_ru[sources_s[again_s]]
-        return entered_su
+    def _entered(self, frames_rw: Tensor, places_r: Tensor) -> Tensor:
+        """(R, W): log p(the frames before u say the row, and this unit may begin at u)."""
+        everywhere_rw, after_blank_rw = self._before(frames_rw)
+        return torch.where((self.last_r == places_r)[:, None], after_blank_rw, everywhere_rw)
 
-    def _before(self) -> tuple[Tensor, Tensor]:
-        """(R, U) each: log p(the frames before u say the row), and the same with a blank at the end, for the last unit's return."""
-        silent_ru = torch.nn.functional.pad(self.silent_ru, (1, 0), value=NEVER)[:, :-1]
-        spoken_ru = torch.nn.functional.pad(self.spoken_ru, (1, 0), value=NEVER)[:, :-1]
-        silent_ru[:, 0] = torch.where(self.last_r == BLANK, 0.0, NEVER)  # before the first frame nothing has been said
-        return torch.logaddexp(silent_ru, spoken_ru), silent_ru
+    def _frames(self, more: int) -> Tensor:
+        """(R, W): the frames at which a next unit may begin, and `more` behind the last of them."""
+        count, width = self.heard.logprobs_bup.shape[1], self.silent_rw.shape[1]
+        total_rw = torch.logaddexp(self.silent_rw, self.spoken_rw)
+        likely_rw = total_rw > total_rw.max(1, keepdim=True).values - FAR
+        first_r = torch.where(self.last_r == BLANK, 0, self.begin_r + likely_rw.int().argmax(1))
+        last_r = self.begin_r + width - 1 - likely_rw.flip(1).int().argmax(1)
+        # Where it is likely up to the window's end, it may go on in blanks: as far as these are likely.
+        blanks_bu, end_r = self.heard.blanks_bu, self.begin_r + width - 1
+        floor_r = blanks_bu[self.rows_r, end_r] + total_rw.max(1).values - FAR - total_rw[:, -1]
+        waited_r = (blanks_bu[self.rows_r] > floor_r[:, None]).sum(1)  # falling: the number of frames above the floor
+        last_r = torch.where(likely_rw[:, -1], waited_r.clamp(min=1) - 1, last_r)
+        length = min(int((last_r - first_r).max()) + 2 + more, count)
+        return first_r.clamp(max=count - length)[:, None] + torch.arange(length, device=first_r.device)
+
+    def _widened(self, width: int) -> "Prefixes":
+        begin_r = self.begin_r.clamp(max=self.heard.logprobs_bup.shape[1] - width)
+        frames_rw = begin_r[:, None] + torch.arange(width, device=begin_r.device)
+        return Prefixes(self.heard, self.rows_r, self.last_r, begin_r, *self._at(frames_rw))
 
 
 def _decaying_sum(entered_su: Tensor, kept_su: Tensor) -> Tensor:

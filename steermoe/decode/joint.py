@@ -1,43 +1,50 @@
 """One-pass beam search over what the LLM says next and what CTC has heard: nothing unheard is written, nothing heard is skipped.
 
 A hypothesis g scores (1 - w) log p_LLM(g) + w log p_CTC(g...), the second being the probability of all texts that begin with g. The
-LLM speaks in tokens and CTC in units (steermoe.units): a token is heard as the units that spell it.
+LLM speaks in tokens and CTC in units (steermoe.units): a token is heard as the units that spell it. Hypotheses compete with those
+that spell as many units, not as many tokens: what has said more of the audio has paid more for it.
 
 Shape legend: B utterances, R running hypotheses, P places of units (steermoe.decode.ctc_prefix), V the LLM's vocabulary.
 Source: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section III-B; a word that is
 scored letter by letter: Hori et al. 2017, "Multi-level Language Modeling and Decoding for Open Vocabulary End-to-End Speech
-Recognition".
+Recognition"; a stack for every length: Koehn 2004, "Pharaoh: A Beam Search Decoder for Phrase-Based Statistical Machine Translation".
 """
 
 from __future__ import annotations
 
 import functools
 import heapq
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from steermoe.config import DecodeConf
+from steermoe.decode.branches import Branches
 from steermoe.decode.ctc_prefix import NEVER, Heard, Prefixes
-from steermoe.decode.search import Decoding, Hypothesis
+from steermoe.decode.search import Hypothesis
 from steermoe.merge import Merged
 
-PER_UNIT = 0.7  # nat that an LLM needs for a byte of text, about: what is ahead in the audio is ahead in the ranking of a beam
-HOPELESS = 12.0  # nat below the best next unit of a hypothesis: a beginning that is heard so badly is not followed
+PER_UNIT = 1.2  # nat that an LLM needs for a byte of text, about: so much a hypothesis gains by being a byte further on
+GAP = 4.0  # nat behind the best, so compared, at which a hypothesis is dropped
+HOPELESS = 10.0  # nat below the best next unit of a hypothesis: a beginning that is heard so badly is not followed
 WIDTH = 16  # beginnings of a hypothesis's next token that are followed
 
 
-class Running(NamedTuple):
-    """A hypothesis one token longer: the row it continues, the places that spell the token, the LLM's score, its tokens, and how
-    many units spell them all.
+@dataclass
+class Running:
+    """A hypothesis. total: its score; written: the LLM's share; branch: the LLM's places of all tokens but the last; prefix: of one row,
+    for all tokens but the last, which `places` spell; spelled: the places of all of them.
     """
 
-    source: int
-    places: tuple[int, ...]
+    total: float
     written: float
-    tokens: list[int]
-    spelled: int
+    tokens: tuple[int, ...]
+    branch: Tensor
+    prefix: tuple[Prefixes, int]
+    places: tuple[int, ...]
+    spelled: tuple[int, ...]
 
 
 class Trie(NamedTuple):
@@ -93,9 +100,8 @@ def next_tokens(prefixes: Prefixes, extensions_rp: Tensor, trie: Trie) -> list[N
         if state is prefixes:
             scores = [table[source][places[-1]] for source, _, _, places in steps]
         else:
-            _, at, _, places = zip(*steps)
-            last = [one[-1] for one in places]
-            scores = state.extension(torch.tensor(at, device=device), torch.tensor(last, device=device)).tolist()
+            heard_st = state.extensions().tolist()
+            scores = [heard_st[at][places[-1]] for _, at, _, places in steps]
         reached: dict[int, list] = {}
         for score, (source, at, node, places) in zip(scores, steps):
             if score >= floor[source]:
@@ -106,45 +112,72 @@ def next_tokens(prefixes: Prefixes, extensions_rp: Tensor, trie: Trie) -> list[N
         if not kept:
             break
         _, sources, at, nodes, places = zip(*kept)
-        state = state.extended(torch.tensor(at, device=device), torch.tensor([one[-1] for one in places], device=device))
+        state = state.select(torch.tensor(at, device=device)).extended(torch.tensor([one[-1] for one in places], device=device))
         frontier = list(zip(sources, range(len(kept)), nodes, places))
     return found
 
 
-def extended_by(prefixes: Prefixes, sources: list[int], spellings: list[tuple[int, ...]]) -> Prefixes:
-    """These rows, each longer by a whole token."""
-    device = prefixes.rows_r.device
-    longer = prefixes.select(torch.tensor(sources, device=device))
-    for depth in range(max(map(len, spellings))):
-        going = [row for row, places in enumerate(spellings) if len(places) > depth]
-        going_s, places_s = torch.tensor(going, device=device), torch.tensor([spellings[row][depth] for row in going], device=device)
-        longer = longer.with_rows(going_s, longer.extended(going_s, places_s))
-    return longer
+def prefixes_of(running: list[Running]) -> Prefixes:
+    """Of all their tokens."""
+    sources: dict[int, tuple[Prefixes, list[int]]] = {}
+    for row, one in enumerate(running):
+        sources.setdefault(id(one.prefix[0]), (one.prefix[0], []))[1].append(row)
+    parts = [part.select(torch.tensor([running[row].prefix[1] for row in rows])) for part, rows in sources.values()]
+    order = [row for _, rows in sources.values() for row in rows]
+    going, depth, done, done_order = Prefixes.joined(parts), 0, [], []
+    while True:
+        ended = [at for at, row in enumerate(order) if len(running[row].places) == depth]
+        if ended:
+            done.append(going.select(torch.tensor(ended)))
+            done_order += [order[at] for at in ended]
+        kept = [at for at, row in enumerate(order) if len(running[row].places) > depth]
+        if not kept:
+            break
+        order = [order[at] for at in kept]
+        going = going.select(torch.tensor(kept)).extended(torch.tensor([running[row].places[depth] for row in order]))
+        depth += 1
+    back = torch.empty(len(running), dtype=torch.long)
+    back[torch.tensor(done_order)] = torch.arange(len(running))
+    return Prefixes.joined(done).select(back)
+
+
+def survivors(stack: list[Running], others: list[list[Running]], least: float, beam: int, ahead: float) -> list[Running]:
+    """The best `beam` of a stack: of one text the best way to write it, and none that is GAP behind, here or in stacks further on."""
+    by_text: dict[tuple[int, ...], Running] = {}
+    for one in sorted(stack, key=lambda one: -one.total):
+        by_text.setdefault(one.spelled, one)
+    kept = heapq.nlargest(beam, by_text.values(), key=lambda one: one.total)
+    here = len(stack[0].spelled)
+    leading = max([kept[0].total, *(one.total + ahead * (len(one.spelled) - here) for other in others for one in other)])
+    return [one for one in kept if one.total > max(least, leading - GAP)]
 
 
 @torch.inference_mode()
 def joint_search(
     llm, vectors_bqh: Tensor, layout: Merged, heard: Heard, units, max_tokens: list[int], conf: DecodeConf
 ) -> list[Hypothesis]:
-    """The best of conf.beam hypotheses by (1 - w) LLM + w CTC, w = conf.ctc_weight. No length penalty: CTC knows the length."""
-    beam, weight, stop = conf.beam, conf.ctc_weight, sorted(llm.stop_ids())
+    """The best by (1 - w) LLM + w CTC, w = conf.ctc_weight, of conf.beam hypotheses of every number of units. No length penalty: CTC
+    knows the length.
+    """
+    weight, stop = conf.ctc_weight, sorted(llm.stop_ids())
     if conf.context:  # lines of text, each ended by the next one's beginning
         stop += llm.encode("\n")
-    decoding, prefixes = Decoding(llm, vectors_bqh, layout), Prefixes.empty(heard)
-    trie = spelling_trie(units, decoding.logprobs_bv.shape[-1])
-    device, ahead = heard.units_bp.device, (1 - weight) * PER_UNIT * units.spells
-    rows = list(range(len(max_tokens)))
-    running = {row: [Running(row, (), 0.0, [], 0)] for row in rows}
-    best: dict[int, Hypothesis] = {row: Hypothesis([], -torch.inf, "end") for row in rows}
-    while rows:
-        batch = [(row, one) for row in rows for one in running[row]]
-        llm_rv = decoding.logprobs_bv + torch.tensor([one.written for _, one in batch], device=device)[:, None]
+    llm_branches, nothing = Branches(llm, vectors_bqh, layout), Prefixes.empty(heard)
+    trie = spelling_trie(units, llm_branches.logprobs_bv.shape[-1])
+    ahead = (1 - weight) * PER_UNIT * units.spells
+    best = [Hypothesis([], -torch.inf, "end") for _ in max_tokens]
+    longest: dict[int, Running] = {}
+    batch = [(row, Running(0.0, 0.0, (), root, (nothing, row), (), ())) for row, root in enumerate(llm_branches.roots)]
+    stacks: list[dict[int, list[Running]]] = [{} for _ in max_tokens]  # of every utterance: number of units -> hypotheses
+    branches, logprobs_rv, prefixes = llm_branches.roots, llm_branches.logprobs_bv, nothing
+    while batch:
+        written_r1 = torch.tensor([one.written for _, one in batch], device=logprobs_rv.device)[:, None]
+        llm_rv = logprobs_rv + written_r1
         ends = ((1 - weight) * llm_rv[:, stop].logsumexp(-1) + weight * prefixes.ends()).tolist()
         for (row, one), end in zip(batch, ends):
             if end > best[row].score:
-                best[row] = Hypothesis(one.tokens, end, "end")
+                best[row] = Hypothesis(list(one.tokens), end, "end")
         found = next_tokens(prefixes, prefixes.extensions(), trie)
-        longer: dict[int, list[tuple[float, Running]]] = {row: [] for row in rows}
         if found:
             written_n = llm_rv[torch.tensor([one.source for one in found]), torch.tensor([one.token for one in found])]
             for one, written in zip(found, written_n.tolist()):
@@ -152,19 +185,24 @@ def joint_search(
                 total = (1 - weight) * written + weight * one.score
                 # Scores only fall from here: what is below a finished hypothesis stays below it.
                 if total > max(best[row].score, NEVER / 10 * weight):
-                    spelled = before.spelled + len(one.places)
-                    next_one = Running(one.source, one.places, written, [*before.tokens, one.token], spelled)
-                    longer[row].append((total + ahead * spelled, next_one))
-        for row in rows:
-            running[row] = [one for _, one in heapq.nlargest(beam, longer[row], key=lambda pair: pair[0])]
-            if running[row] and len(running[row][0].tokens) >= max_tokens[row]:
-                if best[row].score == -torch.inf:
-                    best[row] = Hypothesis(running[row][0].tokens, running[row][0].written, "length")
-                running[row] = []
-        rows = [row for row in rows if running[row]]
-        kept = [one for row in rows for one in running[row]]
-        if kept:
-            decoding.select(torch.tensor([one.source for one in kept], device=device))
-            decoding.step(torch.tensor([one.tokens[-1] for one in kept], device=device))
-            prefixes = extended_by(prefixes, [one.source for one in kept], [one.places for one in kept])
-    return [best[row] for row in range(len(max_tokens))]
+                    tokens, spelled = (*before.tokens, one.token), before.spelled + one.places
+                    longer = Running(total, written, tokens, branches[one.source], (prefixes, one.source), one.places, spelled)
+                    if len(tokens) < max_tokens[row]:
+                        stacks[row].setdefault(len(spelled), []).append(longer)
+                    elif row not in longest or total > longest[row].total:
+                        longest[row] = longer
+        batch = []
+        while not batch and any(stacks):
+            shortest = min(min(of_row) for of_row in stacks if of_row)
+            for row, of_row in enumerate(stacks):
+                if stack := of_row.pop(shortest, None):
+                    kept = survivors(stack, list(of_row.values()), best[row].score, conf.beam, ahead)
+                    batch += [(row, one) for one in kept]
+        if batch:
+            running = [one for _, one in batch]
+            branches, logprobs_rv = llm_branches.step([one.branch for one in running], [one.tokens[-1] for one in running])
+            prefixes = prefixes_of(running)
+    for row, one in longest.items():
+        if best[row].score == -torch.inf:
+            best[row] = Hypothesis(list(one.tokens), one.written, "length")
+    return best
