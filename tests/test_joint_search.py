@@ -9,7 +9,7 @@ import torch
 from steermoe.config import DecodeConf
 from steermoe.ctc import best_units
 from steermoe.decode.ctc_prefix import Heard, Prefixes, hear
-from steermoe.decode.joint import GAP, Running, joint_search, survivors
+from steermoe.decode.joint import Running, joint_search, survivors
 from steermoe.units import TokenUnits
 
 
@@ -172,15 +172,16 @@ def running(total, *spelled, tokens=()):
     return Running(total, 0.0, tokens, torch.arange(0), None, (), spelled)
 
 
-def test_who_survives():
-    best, way, other, behind = running(-5.0, 1, 2), running(-6.0, 1, 2, tokens=(9,)), running(-7.0, 1, 3), running(-5.1 - GAP, 3, 3)
+def test_who_survives(monkeypatch):
+    monkeypatch.setattr("steermoe.decode.joint.GAP", 3.0)
+    best, way, other, behind = running(-5.0, 1, 2), running(-6.0, 1, 2, tokens=(9,)), running(-7.0, 1, 3), running(-8.1, 3, 3)
     stack = [way, behind, other, best]
     assert survivors(stack, [], -100.0, beam=8, ahead=0.5) == [best, other]  # of one text the best way to write it
     assert survivors(stack, [], -100.0, beam=1, ahead=0.5) == [best]
     assert survivors(stack, [], -6.5, beam=8, ahead=0.5) == [best]  # a finished one is better
-    further = running(-6.0, *range(10))  # eight units further on for one nat: as if it were at -2 here
-    assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.5) == [best]
-    assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.8) == []
+    further = running(-6.0, *range(10))  # eight units further on for a nat
+    assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.4) == [best]  # as if it were at -2.8 here
+    assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.6) == []
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.0) == [best, other]
 
 
