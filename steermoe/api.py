@@ -7,6 +7,9 @@
     model.transcribe(["a.wav", samples, "an_hour.mp3"])           # three texts; recordings may have any length
     for partial in model.stream(chunks):                          # text while audio arrives
         print(partial.new, end="", flush=True)
+    model.chat(["what is said in", Path("a.wav"), "?"]).text      # an answer; tools=[…] lets it call functions
+    talk = model.conversation()                                   # a conversation of many turns
+    talk.say(Path("a.wav")).text
 
 torch and transformers are imported when a model is loaded, so that importing this is quick.
 """
@@ -28,6 +31,7 @@ from steermoe.transcript import Transcript
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from steermoe.chat import Conversation, Reply
     from steermoe.config import Config, DecodeConf
     from steermoe.data.segment import Piece
     from steermoe.model import SteerMoE as Network
@@ -41,7 +45,7 @@ GROUP_BATCHES = 4  # pieces are sorted by length among so many batches: what is 
 
 
 class SteerMoE:
-    """A model that transcribes. `network` is the torch module, `config` its configuration, `decode_conf` how it decodes (its
+    """A model that transcribes and answers. `network` is the torch module, `config` its configuration, `decode_conf` how it decodes (its
     fields may be set), `prompt` what the LLM is asked.
     """
 
@@ -138,6 +142,29 @@ class SteerMoE:
                 transcript = Transcript()
             if heard is not None:
                 heard(sum(piece.end - piece.start for piece in pieces))
+
+    def conversation(self, tools: Sequence[Callable] | str | Path = (), **options) -> Conversation:
+        """A conversation of turns of text and audio, tools: functions that the LLM may call. options: as of chat.Conversation."""
+        from steermoe.chat import Conversation
+
+        return Conversation(self.network, tools, **options)
+
+    def chat(self, messages: Sequence, tools: Sequence[Callable] | str | Path = (), **options) -> Reply:
+        """The answer to the last of some messages, in the form that transformers' chats have:
+
+            [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}, {"type": "text", "text": "What is this?"}]}]
+
+        or to one turn of text (str) and audio (Path, or samples at 16 kHz): `[Path("a.wav"), "What is this?"]`. -> its text, the calls
+        that were made on the way, how it ended. UserError for messages of another form, and as by `Conversation.say`.
+        """
+        from steermoe.chat.messages import split
+
+        if not messages or not isinstance(messages[0], dict):
+            return self.conversation(tools, **options).say(*messages)
+        system, turns = split(messages)
+        conversation = self.conversation(tools, **({} if system is None else {"system": system}) | options)
+        conversation.resume(turns[:-1])
+        return conversation.say(*turns[-1][1])
 
     def stream(self, chunks: Iterable[np.ndarray | Tensor]) -> Iterator[Partial]:
         """Text while audio arrives. chunks: samples at 16 kHz, float in [-1, 1] or int16, 1 to 3 s each.

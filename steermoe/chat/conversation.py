@@ -95,6 +95,12 @@ class Conversation:
             del self.messages[kept:]
             raise
 
+    def resume(self, turns: Sequence[tuple[str, Sequence]]) -> None:
+        """Takes over what was said before: (role, parts), "user" and "assistant" in turn. UserError as by `say`."""
+        for role, parts in turns:
+            content = self.template.defuse(" ".join(parts)) if role == "assistant" else self._content(parts)
+            self.messages.append({"role": role, "content": content})
+
     def clear(self) -> None:
         """Begins anew, with the same model and tools."""
         self.messages, self.spans, self.audio_nh = [], [], self.audio_nh[:0]
