@@ -147,7 +147,7 @@ class SteerMoE:
         """A conversation of turns of text and audio, tools: functions that the LLM may call. options: as of chat.Conversation."""
         from steermoe.chat import Conversation
 
-        return Conversation(self.network, tools, **options)
+        return Conversation(self.network, tools, **{"decode_conf": self.decode_conf} | options)
 
     def chat(self, messages: Sequence, tools: Sequence[Callable] | str | Path = (), **options) -> Reply:
         """The answer to the last of some messages, in the form that transformers' chats have:

@@ -1,5 +1,7 @@
 """The token-synchronous projector and the joint objective on a tiny pair: alone as in a batch, what is run when, what is learned."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ import tiny
 from steermoe.config import config_from_dict
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
-from steermoe.decode.decoder import decode_batch
+from steermoe.decode.decoder import decode_batch, listen
 from steermoe.errors import UserError
 from steermoe.model import SteerMoE
 from steermoe.train.objectives import Joint, answers
@@ -120,6 +122,20 @@ def test_decoding_with_ctc(config, model, data, weight):
     heard = model.projector.hear(*model.hear(batch), model.encoder.final_norm)[0].argmax(-1) - 1
     for row, found in enumerate(decode_batch(model, batch, [0.8, 1.23], config.decode_conf)):
         assert weight < 1 or set(found.tokens) <= set(heard[row].tolist())
+
+
+def test_what_is_heard_for_a_prompt_is_what_the_llm_helps_to_read(config, model, data):
+    batch = Collator(model.llm, "hear: ", answers=False)([data[0], data[1]])
+    conf = replace(config.decode_conf, ctc_weight=0.4, beam=3, context="one line\n")
+    found = decode_batch(model, batch, [0.8, 1.23], conf)
+    vectors, lens = listen(model, batch, [0.8, 1.23], conf)
+    assert lens.tolist() == [len(one.tokens) for one in found] and sum(lens.tolist()) > 0
+    for vectors_uh, one in zip(vectors, found):
+        assert torch.equal(vectors_uh[: len(one.tokens)], model.llm.embed(torch.tensor(one.tokens, dtype=torch.long)).float())
+    for alone in (replace(conf, context=""), replace(conf, ctc_weight=1.0)):
+        with torch.no_grad():
+            for one, other in zip(listen(model, batch, [0.8, 1.23], alone), model.listen(batch)):
+                torch.testing.assert_close(one, other)
 
 
 def test_an_adapter_without_ctc_says_so(tiny_config, tiny_model, data):

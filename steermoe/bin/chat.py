@@ -65,7 +65,7 @@ def make_conversation(args):
 
     if args.max_tokens < 1 or args.max_rounds < 0:
         raise UserError(f"--max-tokens {args.max_tokens} --max-rounds {args.max_rounds}: at least 1, and at least 0")
-    model, _ = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+    model, config = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
     return Conversation(
         model,
         args.tools or (),
@@ -74,6 +74,7 @@ def make_conversation(args):
         max_rounds=args.max_rounds,
         tool_seconds=args.tool_seconds,
         constrained=args.constrained,
+        decode_conf=config.decode_conf,
     )
 
 

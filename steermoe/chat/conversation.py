@@ -20,9 +20,11 @@ from steermoe.calling.parse import Call, parse_calls
 from steermoe.calling.tools import Tools
 from steermoe.chat.cache import RunningCache
 from steermoe.chat.template import ChatTemplate
+from steermoe.config import DecodeConf
 from steermoe.data.audio import load_audio
 from steermoe.data.collator import Batch
 from steermoe.data.features import SAMPLE_RATE
+from steermoe.decode.decoder import listen
 from steermoe.decode.repeats import loop_start
 from steermoe.errors import UserError
 from steermoe.llms.template import stop_tokens
@@ -48,7 +50,8 @@ class Conversation:
 
     system: the system message; None: what the adapter was trained with. max_tokens: of one answer. max_rounds: how often the
     LLM may call before it has to answer. tool_seconds: time limit of one call. constrained: "true" keeps calls inside the tools'
-    schemas by a grammar, "required" also makes every turn begin with a call (both need the package llguidance).
+    schemas by a grammar, "required" also makes every turn begin with a call (both need the package llguidance). decode_conf: how
+    audio is heard, where CTC and the LLM hear together; None: as DecodeConf().
     """
 
     def __init__(
@@ -61,10 +64,12 @@ class Conversation:
         max_rounds: int = 5,
         tool_seconds: float = 10.0,
         constrained: bool | str = "false",
+        decode_conf: DecodeConf | None = None,
     ):
         constrained = str(constrained).lower()
         self.model, self.llm = model, model.llm
         self.max_tokens, self.max_rounds = max_tokens, max_rounds
+        self.decode_conf = decode_conf or DecodeConf()
         self.tools = Tools(tools, tool_seconds)
         self.template = ChatTemplate(self.llm.tokenizer, self.llm.system if system is None else system, self.tools.schemas)
         self.frontend = type(model.encoder).frontend(model.encoder.model)
@@ -138,7 +143,7 @@ class Conversation:
         feats_fm = self.frontend(wave)
         none = torch.zeros(1, dtype=torch.long)
         batch = Batch(["audio"], feats_fm[None], torch.tensor([len(feats_fm)]), none[None], none, none, none)
-        vectors_1uh, lens_1 = self.model.listen(batch.to(self.audio_nh.device))
+        vectors_1uh, lens_1 = listen(self.model, batch.to(self.audio_nh.device), [len(wave) / SAMPLE_RATE], self.decode_conf)
         heard = len(self.audio_nh)
         self.audio_nh = torch.cat([self.audio_nh, vectors_1uh[0, : int(lens_1)].float()])
         self.spans.append(range(heard, len(self.audio_nh)))

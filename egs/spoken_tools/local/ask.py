@@ -91,8 +91,9 @@ def ask_all(args, tasks: list[tuple], speech: dict, done: int) -> None:
     transcripts = {}
     if any(condition == "transcript" for condition, _, _ in tasks):
         transcripts = own_transcripts(args, speech)
-    model, _ = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
-    conversation = Conversation(model, args.tools or (), max_tokens=args.max_tokens, constrained=args.constrained)
+    model, config = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+    options = {"max_tokens": args.max_tokens, "constrained": args.constrained, "decode_conf": config.decode_conf}
+    conversation = Conversation(model, args.tools or (), **options)
     total, path = len(tasks) + done, args.out / "answers.jsonl"
     with Progress("ask", total, "conversations", done) as progress, open(path, "a", encoding="utf-8") as stream:
         for condition, voice, query in tasks:
