@@ -28,8 +28,8 @@ SURE = 0.99  # a blank of this probability says nothing: of such frames in a row
 
 @dataclass(frozen=True)
 class Heard:
-    """What CTC says of a batch. logprobs_bup (B, U, P), behind an utterance's end certainly blank; units_bp int64: the units of places 1..,
-    -1 where there are fewer.
+    """What CTC says of a batch, on the CPU, since the search makes many small steps. logprobs_bup (B, U, P), behind an utterance's end
+    certainly blank; units_bp int64: the units of places 1.., -1 where there are fewer.
     """
 
     logprobs_bup: Tensor
@@ -60,14 +60,14 @@ def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE) -> Heard:
     certainly_blank = torch.full_like(logprobs_bup[0, 0], NEVER)
     certainly_blank[BLANK] = 0.0
     inside_bu = length_mask(kept_bu.sum(1), logprobs_buc.shape[1])
-    return Heard(torch.where(inside_bu[..., None], logprobs_bup, certainly_blank), units_bp)
+    return Heard(torch.where(inside_bu[..., None], logprobs_bup, certainly_blank).cpu(), units_bp.cpu())
 
 
 @dataclass
 class Prefixes:
     """R rows of units with CTC's forward variables: log probabilities that the frames up to u say the row, ending in its last unit
-    (`spoken_rw`) or in a blank (`silent_rw`), for the W frames from `begin_r` on that matter: before them a row cannot have been said, and
-    behind them only blanks follow. rows_r: the utterance of each; last_r: the place of its last unit, 0 for none. All int64.
+    (`spoken_rw`) or in a blank (`silent_rw`), for the W frames from `begin_r` on that matter: before them the row cannot have been said,
+    and behind them only blanks follow. rows_r: the utterance of each; last_r: the place of its last unit, 0 for none.
     """
 
     heard: Heard
@@ -110,11 +110,6 @@ class Prefixes:
         scores_rp = scores_rp.scatter(1, last_r1, torch.logsumexp(after_blank_rw + repeated_rw, 1, keepdim=True))
         scores_rp[:, BLANK] = NEVER
         return scores_rp
-
-    def extension(self, places_r: Tensor) -> Tensor:
-        """(R,): the same for one place each."""
-        frames_rw = self._frames(0)
-        return torch.logsumexp(self._entered(frames_rw, places_r) + self._of(frames_rw, places_r), 1)
 
     def extended(self, places_r: Tensor) -> "Prefixes":
         """Each row with one place's unit more."""

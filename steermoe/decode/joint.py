@@ -80,14 +80,13 @@ class Next(NamedTuple):
     score: float
 
 
-def next_tokens(prefixes: Prefixes, extensions_rp: Tensor, trie: Trie) -> list[Next]:
-    """All tokens whose spelling is heard, found by walking down the trie where CTC goes along. extensions_rp: of prefixes."""
-    floor = (extensions_rp.max(1).values - HOPELESS).tolist()
+def next_tokens(prefixes: Prefixes, trie: Trie) -> list[Next]:
+    """All tokens whose spelling is heard, found by walking down the trie where CTC goes along."""
     units = prefixes.heard.units_bp.tolist()
-    rows, device = prefixes.rows_r.tolist(), prefixes.rows_r.device
+    rows = prefixes.rows_r.tolist()
     found: list[Next] = []
     frontier = [(source, source, 0, ()) for source in range(len(rows))]  # row of prefixes, row of state, node, places
-    state, table = prefixes, extensions_rp.tolist()
+    state, floor = prefixes, None
     while frontier:
         steps = [
             (source, at, child, (*places, place))
@@ -97,13 +96,12 @@ def next_tokens(prefixes: Prefixes, extensions_rp: Tensor, trie: Trie) -> list[N
         ]
         if not steps:
             break
-        if state is prefixes:
-            scores = [table[source][places[-1]] for source, _, _, places in steps]
-        else:
-            heard_st = state.extensions().tolist()
-            scores = [heard_st[at][places[-1]] for _, at, _, places in steps]
-        reached: dict[int, list] = {}
-        for score, (source, at, node, places) in zip(scores, steps):
+        extensions_rp = state.extensions()
+        if floor is None:
+            floor = (extensions_rp.max(1).values - HOPELESS).tolist()
+        table, reached = extensions_rp.tolist(), {}
+        for source, at, node, places in steps:
+            score = table[at][places[-1]]
             if score >= floor[source]:
                 found += [Next(source, token, places, score) for token in trie.tokens[node]]
                 if trie.children[node]:
@@ -112,7 +110,7 @@ def next_tokens(prefixes: Prefixes, extensions_rp: Tensor, trie: Trie) -> list[N
         if not kept:
             break
         _, sources, at, nodes, places = zip(*kept)
-        state = state.select(torch.tensor(at, device=device)).extended(torch.tensor([one[-1] for one in places], device=device))
+        state = state.select(torch.tensor(at)).extended(torch.tensor([one[-1] for one in places]))
         frontier = list(zip(sources, range(len(kept)), nodes, places))
     return found
 
@@ -173,11 +171,11 @@ def joint_search(
     while batch:
         written_r1 = torch.tensor([one.written for _, one in batch], device=logprobs_rv.device)[:, None]
         llm_rv = logprobs_rv + written_r1
-        ends = ((1 - weight) * llm_rv[:, stop].logsumexp(-1) + weight * prefixes.ends()).tolist()
+        ends = ((1 - weight) * llm_rv[:, stop].logsumexp(-1).cpu() + weight * prefixes.ends()).tolist()
         for (row, one), end in zip(batch, ends):
             if end > best[row].score:
                 best[row] = Hypothesis(list(one.tokens), end, "end")
-        found = next_tokens(prefixes, prefixes.extensions(), trie)
+        found = next_tokens(prefixes, trie)
         if found:
             written_n = llm_rv[torch.tensor([one.source for one in found]), torch.tensor([one.token for one in found])]
             for one, written in zip(found, written_n.tolist()):
