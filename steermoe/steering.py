@@ -6,6 +6,7 @@ Shape legend: B batch, T frames, D encoder width, L encoder layers, N experts.
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,22 @@ class MoESteering(nn.Module):
         scaled_nd = self.scales[layer] * self.experts[layer]
         delta_btd = gates_btn.to(hidden_btd.dtype) @ scaled_nd.to(hidden_btd.dtype)  # equation 2, alpha_l folded into E_l
         return hidden_btd + delta_btd  # equation 3
+
+    @torch.no_grad()
+    def scale_experts(self, mask: str) -> None:
+        """Switches experts off (0) or makes them weaker or stronger: `1:3=0,2:*=0.5` is LAYER:EXPERT=FACTOR, * for all.
+
+        UserError for what is not of that form, or an expert that is not there.
+        """
+        layers, experts = self.experts.shape[:2]
+        for word in mask.split(","):
+            found = re.fullmatch(r"(\d+|\*):(\d+|\*)=(-?\d+(?:\.\d+)?)", word.strip())
+            if not found:
+                raise UserError(f"--expert-mask {mask}: {word!r} is not LAYER:EXPERT=FACTOR, as in 1:3=0 or 2:*=0.5")
+            layer, expert = (slice(None) if place == "*" else int(place) for place in found.groups()[:2])
+            if layer != slice(None) and layer >= layers or expert != slice(None) and expert >= experts:
+                raise UserError(f"--expert-mask {mask}: {word!r}: layers are 0 to {layers - 1}, experts 0 to {experts - 1}")
+            self.experts[layer, expert] *= float(found[3])
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """The paper's learning-rate groups: vectors and scales apart from the router."""

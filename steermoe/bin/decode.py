@@ -25,6 +25,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the hypotheses")
     parser.add_argument("--nj", type=int, default=1, help="number of jobs that share the data set")
     parser.add_argument("--job", type=int, default=0, help="this job, from 1; 0: join what the jobs decoded (and be the job, if --nj 1)")
+    parser.add_argument("--expert-mask", default="", help="switch experts off or scale them: LAYER:EXPERT=FACTOR,…, * for all: 1:3=0,2:*=0.5")
     add_model_options(parser)
     parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.beam 4"
     args, overrides = parser.parse_known_args(argv)
@@ -35,6 +36,7 @@ def main(argv=None) -> None:
     adapter = find_adapter(args.exp)
     conf = decode_conf(read_metadata(adapter)[0], args.exp, overrides)
     settings = {"decode_conf": vars(conf), "dtype": args.dtype, "ngpu": args.ngpu}
+    settings |= {"expert_mask": args.expert_mask} if args.expert_mask else {}
     stamp = Stamp(args.out / ".done", settings, [adapter, args.data])
     if stamp.fresh(args.out / name for name in OUTPUTS):
         print(f"{args.out}/hyp.trn: up to date")
@@ -73,6 +75,10 @@ def decode(args, adapter: Path, conf, stamp: Stamp) -> None:
         job = args.job or 1
         journal = open_journal(args.out, stamp, job, args.nj)
         model, config = load_model(adapter, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+        if args.expert_mask:
+            if not hasattr(model.steering, "scale_experts"):
+                raise UserError(f"--expert-mask {args.expert_mask}: steering: {config.steering} has no experts")
+            model.steering.scale_experts(args.expert_mask)
         decode_dataset(model, data, config.data_conf.prompt, conf, journal, job, args.nj)
     if args.job == 0:
         write_hypotheses(args.out, data.entries, join_journals(args.out, stamp, args.nj, len(data)), vars(conf), stamp)
