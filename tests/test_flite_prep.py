@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
+import struct
 import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import soundfile
 from recipes import ROOT, Copy, contents, load_script, write_audio
 
 from steermoe.data.kaldi_dir import DataDir, validate
+from steermoe.data.synthesis import sentences
 from steermoe.errors import UserError
 
 DOWNLOAD = ROOT / "egs/flite/local/download.sh"
@@ -72,7 +77,7 @@ def test_what_is_a_sentence(prep, tmp_path):
         "Über den Wolken ist es schön. It's in a (this is also a sentence) -- and one more of these\n\t-- A. Nobody"
     )
     (tmp_path / "c").write_text("First in b second hand words\n%\n" + "word " * 30 + ".\n" + "word " * 31)
-    assert prep.sentences([tmp_path]) == [
+    assert sentences([tmp_path], prep.WORDS) == [
         "this is also a sentence",
         "and one more of these",
         "first in b second hand words",
@@ -80,7 +85,7 @@ def test_what_is_a_sentence(prep, tmp_path):
         "next one is here",
         " ".join(["word"] * 30),
     ]
-    assert prep.sentences([tmp_path / "c", tmp_path / "a"])[0] == "first in b second hand words"
+    assert sentences([tmp_path / "c", tmp_path / "a"], prep.WORDS)[0] == "first in b second hand words"
 
 
 def test_the_first_sentences_are_spoken_until_the_hours_are_reached(prep, corpus):
@@ -140,7 +145,7 @@ def test_bad_options(prep, corpus, options, message):
         if file.name != "flite":
             file.unlink()
     (corpus / "bin/note").write_text("this is the only one")
-    assert len(prep.sentences([corpus / "bin"])) == 1
+    assert len(sentences([corpus / "bin"], prep.WORDS)) == 1
     with pytest.raises(UserError) as error:
         run(prep, corpus, *(option.format(corpus=corpus) for option in options))
     assert message in str(error.value)
@@ -183,8 +188,41 @@ def test_download_without_the_packages_says_what_to_do(tmp_path):
 
 def download(folder: Path, script: Path = DOWNLOAD) -> subprocess.CompletedProcess:
     command = ["bash", str(script), str(folder / "downloads"), *(["--hours", "6.5"] if script == DOWNLOAD else [])]
-    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHON": sys.executable}
     return subprocess.run(command, env=environment, text=True, capture_output=True)
+
+
+def ints(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}i", *values)
+
+
+def strings(*values: str) -> bytes:
+    return ints(16, len(values)) + b"".join(ints(9, len(value.encode())) + value.encode() for value in values)
+
+
+def named(values: dict[str, bytes], symbol: bytes) -> bytes:
+    """A list with names; `symbol` is what says that the attribute is called so."""
+    return ints(0x213, len(values)) + b"".join(values.values()) + ints(0x402) + symbol + strings(*values) + ints(254)
+
+
+def write_r_data(database: Path, variables: dict[str, list[str]]) -> None:
+    """As R 4 does: serialized (version 3, UTF-8) and compressed vectors one after the other, and an index of where they lie."""
+    head = b"X\n" + ints(3, 0x40201, 0x30500, 5) + b"UTF-8"
+    raw, places = b"", {}
+    for name, lines in variables.items():
+        content = head + strings(*lines)
+        chunk = ints(len(content)) + zlib.compress(content)
+        places[name] = ints(13, 2, len(raw), len(chunk))
+        raw += chunk
+    inner = named(places, ints(1, 9, 5) + b"names")  # the name is spelt once; later it is a reference to the first
+    index = named({"variables": inner, "compressed": ints(10, 1, 1)}, ints(0x1FF))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    database.with_suffix(".rdb").write_bytes(raw)
+    database.with_suffix(".rdx").write_bytes(gzip.compress(head + index))
+
+
+NOVELS = "emma mansfieldpark northangerabbey persuasion prideprejudice sensesensibility".split()
+R_DATA = "usr/lib/R/site-library/janeaustenr/data/Rdata"
 
 
 def write_packages(folder: Path, verses: int) -> None:
@@ -195,7 +233,8 @@ def write_packages(folder: Path, verses: int) -> None:
     for name in ("lib/bible.data", "lib/x86_64-linux-gnu/libflite.so.1", "share/doc/libflite1/copyright"):
         (files / "usr" / name).parent.mkdir(parents=True, exist_ok=True)
         (files / "usr" / name).write_text("x")
-    for name in ("fortunes", "bible-kjv-text"):
+    write_r_data(files / R_DATA, {name: [name.upper(), "", "It cost £20,000."] for name in NOVELS})
+    for name in ("fortunes", "bible-kjv-text", "r-cran-janeaustenr"):
         (files / "usr/share/doc" / name).mkdir()
         (files / "usr/share/doc" / name / "copyright").write_text(name)
     (files / "usr/share/games/fortunes").mkdir(parents=True)
@@ -208,15 +247,24 @@ def write_packages(folder: Path, verses: int) -> None:
 def test_download_leaves_flite_and_the_texts_and_does_nothing_the_second_time(tmp_path):
     write_packages(tmp_path, 31102)
     done = download(tmp_path)
-    assert done.returncode == 0 and "fortunes fortunes-min bible-kjv bible-kjv-text flite libflite1" in done.stderr, done.stderr
+    packages = "fortunes fortunes-min bible-kjv bible-kjv-text r-cran-janeaustenr flite libflite1"
+    assert done.returncode == 0 and packages in done.stderr, done.stderr
     assert "other texts than those of the published results" in done.stderr
+    assert "other novels than those of the published results" in done.stderr
     left = tmp_path / "downloads/flite"
     assert sorted(path.name for path in (left / "text").iterdir()) == ["bible", "wisdom"]
     assert (left / "text/bible").read_text().startswith("This is verse 6.\nThis is verse 12.\n")
     assert (left / "bin/flite").is_file() and (left / "lib/libflite.so.1").is_file()
     assert (left / "LICENCE.bible").read_text() == "bible-kjv-text"
+    novels = {path.stem: path.read_text(encoding="utf-8") for path in (left / "austen").iterdir()}
+    assert novels == {name: f"{name.upper()}\n\nIt cost £20,000.\n" for name in NOVELS if name != "northangerabbey"}
+    assert (left / "LICENCE.austen").read_text() == "r-cran-janeaustenr"
     (tmp_path / "bin/apt-get").unlink()
-    assert "up to date" in download(tmp_path).stderr
+    again = download(tmp_path).stderr
+    assert "up to date" in again and "without austen/" not in again
+    shutil.rmtree(left / "austen")
+    again = download(tmp_path).stderr
+    assert "up to date" in again and "downloads/flite is an older one, without austen/; remove it" in again
 
 
 def test_the_other_recipe_that_speaks_gets_flite_alone(tmp_path):
@@ -224,6 +272,27 @@ def test_the_other_recipe_that_speaks_gets_flite_alone(tmp_path):
     done = download(tmp_path, ROOT / "egs/spoken_tools/local/download.sh")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "downloads/flite").iterdir()) == ["LICENCE", "bin", "lib"]
+
+
+def test_novels_of_another_form(tmp_path):
+    write_packages(tmp_path, 31102)
+    write_r_data(tmp_path / "packages" / R_DATA, {"emma": ["EMMA"]})
+    done = download(tmp_path)
+    assert done.returncode == 1 and "Rdata.rdx: has no 'mansfieldpark' in it: another version of the package" in done.stderr
+    assert "Jane Austen's novels cannot be read, see above;\n  ways on:" in done.stderr
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [lambda x: b"", lambda x: x[:-9], lambda x: x[:4] + b"Z" + x[4:], lambda x: gzip.compress(b"A\n")])
+@pytest.mark.parametrize("ending", [".rdb", ".rdx"])
+def test_damaged_r_data(tmp_path, change, ending):
+    write_r_data(tmp_path / "Rdata", {"emma": ["EMMA"]})
+    read_variables = load_script("flite/local/r_data.py").read_variables
+    assert read_variables(tmp_path / "Rdata", ["emma"]) == {"emma": ["EMMA"]}
+    file = tmp_path / f"Rdata{ending}"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(UserError, match=r"Rdata.rd\[xb\]: not R's lazy-load form, or another version of it"):
+        read_variables(tmp_path / "Rdata", ["emma"])
 
 
 def test_a_bible_that_is_not_whole(tmp_path):
@@ -248,5 +317,6 @@ def test_a_library_that_the_machine_lacks_comes_along(tmp_path, there, wanted):
 def test_real_download(prep, tmp_path):
     subprocess.run(["bash", str(DOWNLOAD), str(tmp_path)], check=True)
     sets = run(prep, tmp_path / "flite", "--hours", "0.002")
-    assert len(prep.sentences([tmp_path / "flite/text"])) == 34424
+    assert len(sentences([tmp_path / "flite/text"], prep.WORDS)) == 34424
+    assert len(sentences([tmp_path / "flite/austen"], prep.WORDS)) == 38706
     assert soundfile.info(sets["train"][0].wav).samplerate == 16000

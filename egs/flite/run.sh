@@ -6,6 +6,8 @@
 # Licences, as the packages state them: flite and its voices are free to use and change if their notices stay (BSD-like); the King
 # James text has no copyright any more; the collection of fortunes is under the BSD licence, but what it quotes is by many
 # authors. So give away neither texts nor speech: they can be made anew anywhere. The packages' own words are in downloads/flite.
+#
+# --text downloads/flite/austen speaks novels by Jane Austen instead, which are in the public domain (their package: MIT).
 set -e
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=utils/pipeline.sh

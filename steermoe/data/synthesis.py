@@ -1,18 +1,99 @@
-"""Speech from text by a synthesiser: flite, downloaded or installed, or any other command."""
+"""Speech from text by a synthesiser: sentences of plain texts, spoken until there are hours of it, by flite or any other command
+or in this process; and the sets of a recipe whose corpus is made so.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import os
+import random
+import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Mapping
+from typing import Callable, Iterable, Mapping, Sequence
 
-from steermoe.data.audio import load_audio
+from steermoe.data.audio import duration, load_audio
+from steermoe.data.corpus import Sentence
 from steermoe.errors import UserError
+from steermoe.progress import Progress
 
 FLITE = "flite -voice {voice} -t {text} -o {wav}"
+
+
+def shuffled_sentences(paths: Sequence[Path], words: range, seed: int, fix: str) -> list[str]:
+    """The sentences of plain texts in an order that `seed` gives. fix: what to do about a path that is missing.
+
+    UserError for a missing path, and for fewer than four sentences.
+    """
+    chosen = sentences(paths, words, fix)
+    if len(chosen) < 4:
+        where = ", ".join(map(str, paths))
+        wanted = f"sentences of {words[0]} to {words[-1]} words of the letters a to z"
+        raise UserError(f"{where}: {len(chosen)} {wanted}, 4 are the least; give more with --text")
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def sentences(paths: Iterable[Path], words: range, fix: str = "") -> list[str]:
+    """Lower-case words and apostrophes only, each sentence once, in the order of the files. A line that is % ends a sentence."""
+    files = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; {fix}")
+        files += [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    found: dict[str, None] = {}
+    for file in files:
+        text = re.sub(r"\s+", " ", file.read_text(encoding="utf-8", errors="replace").replace("\n%\n", ". "))
+        for sentence in re.split(r"(?<=[.!?;:])\s+|--|\"|\(|\)", text):
+            sentence = sentence.strip(" .!?;:,-'\"").lower().replace(",", "").replace("-", " ")
+            if re.fullmatch(r"[a-z]+('[a-z]+)?( [a-z]+('[a-z]+)?)*", sentence) and len(sentence.split()) in words:
+                found[sentence] = None
+    return list(found)
+
+
+def spoken_sets(
+    planned: Sequence[Sentence], hours: float, held_out: int, say: Callable[[Sentence], None], name: str, at_once: int
+) -> dict[str, list[Sentence]]:
+    """train, dev and test. The last sentences are dev and test, held_out each or a quarter of a short text; train is the first,
+    as many as the hours take, so that more hours keep what fewer have. say: makes a sentence's audio, if it is not there;
+    at_once: how many between two looks at the hours, spoken in parallel. name: the synthesiser's, for the progress.
+    """
+    few = min(held_out, len(planned) // 4)
+    test, dev = list(planned[-few:]), list(planned[-2 * few : -few])
+    train = _speak(planned[: -2 * few], 3600 * hours, say, name, at_once)
+    _speak(dev + test, float("inf"), say, name, at_once)
+    return {"train": train, "dev": dev, "test": test}
+
+
+def _speak(
+    planned: Sequence[Sentence], seconds: float, say: Callable[[Sentence], None], name: str, at_once: int
+) -> list[Sentence]:
+    """The first sentences, until there are `seconds` of speech."""
+
+    def length_of(sentence: Sentence) -> float:
+        say(sentence)
+        return duration(sentence.audio)
+
+    total, count = 0.0, 0
+    limited = seconds < float("inf")
+    with (
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        Progress(name, round(seconds) if limited else len(planned), "s of speech" if limited else "utt") as progress,
+    ):
+        for first in range(0, len(planned), at_once):
+            for length in pool.map(length_of, planned[first : first + at_once]):
+                if total < seconds:
+                    count += 1
+                    total += length
+            progress.update((min(round(total), round(seconds)) if limited else count) - progress.count)
+            if total >= seconds:
+                break
+        else:
+            if limited:
+                progress.write(f"data_prep: all the text makes {total / 3600:.2f} h; more need more --text")
+    return list(planned[:count])
 
 
 def recording(folder: Path, utt: str, command: str, text: str) -> Path:
