@@ -2,7 +2,9 @@
 # The one place that decides where jobs run: cmd.sh [options] [JOB=1:nj] LOG COMMAND… (run.pl's command line).
 # $CMD_BACKEND: local (default) or slurm. To add a back end, write run_NAME.sh beside this file.
 #
-# For Slurm, say here or in the environment what your cluster wants, for example: SLURM_OPTIONS="--partition=gpu --time=24:00:00"
+# Say here or in the environment what your machines want:
+# CMD_OPTIONS, for every job, whatever the back end; for example "--max-jobs-run 20 --mem 8G" (cmd.sh --help lists them)
+# SLURM_OPTIONS, for sbatch; for example "--partition=gpu --time=24:00:00"
 set -euo pipefail
 utils=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 backend=$utils/run_${CMD_BACKEND:-local}.sh
@@ -11,4 +13,5 @@ if [ ! -f "$backend" ]; then
   exit 1
 fi
 export SLURM_OPTIONS=${SLURM_OPTIONS-}
-exec bash "$backend" "$@"
+# shellcheck disable=SC2086 # a list of options
+exec bash "$backend" ${CMD_OPTIONS-} "$@"

@@ -25,6 +25,7 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the hypotheses")
     parser.add_argument("--nj", type=int, default=1, help="number of jobs that share the data set")
     parser.add_argument("--job", type=int, default=0, help="this job, from 1; 0: join what the jobs decoded (and be the job, if --nj 1)")
+    parser.add_argument("--engine", choices=("own", "vllm"), default="own", help="who decodes greedily by the LLM alone: vllm is a package")
     parser.add_argument("--expert-mask", default="", help="switch experts off or scale them: LAYER:EXPERT=FACTOR,…, * for all: 1:3=0,2:*=0.5")
     add_model_options(parser)
     parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.beam 4"
@@ -35,8 +36,12 @@ def main(argv=None) -> None:
 
     adapter = find_adapter(args.exp)
     conf = decode_conf(read_metadata(adapter)[0], args.exp, overrides)
+    if args.engine != "own" and (conf.beam != 1 or conf.ctc_weight):
+        asked = f"decode_conf.beam {conf.beam}, ctc_weight {conf.ctc_weight:g}"
+        raise UserError(f"--engine {args.engine}: decodes greedily by the LLM alone, beam 1 and ctc_weight 0, and not with {asked}")
     settings = {"decode_conf": vars(conf), "dtype": args.dtype, "ngpu": args.ngpu}
     settings |= {"expert_mask": args.expert_mask} if args.expert_mask else {}
+    settings |= {"engine": args.engine} if args.engine != "own" else {}
     stamp = Stamp(args.out / ".done", settings, [adapter, args.data])
     if stamp.fresh(args.out / name for name in OUTPUTS):
         print(f"{args.out}/hyp.trn: up to date")
@@ -79,7 +84,12 @@ def decode(args, adapter: Path, conf, stamp: Stamp) -> None:
             if not hasattr(model.steering, "scale_experts"):
                 raise UserError(f"--expert-mask {args.expert_mask}: steering: {config.steering} has no experts")
             model.steering.scale_experts(args.expert_mask)
-        decode_dataset(model, data, config.data_conf.prompt, conf, journal, job, args.nj)
+        engine = None
+        if args.engine == "vllm":
+            from steermoe.decode.vllm_engine import VllmEngine
+
+            engine = VllmEngine(model.llm)
+        decode_dataset(model, data, config.data_conf.prompt, conf, journal, job, args.nj, engine)
     if args.job == 0:
         write_hypotheses(args.out, data.entries, join_journals(args.out, stamp, args.nj, len(data)), vars(conf), stamp)
 

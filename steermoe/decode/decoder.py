@@ -28,11 +28,13 @@ def answer_limit(seconds: float, conf: DecodeConf) -> int:
 
 
 @torch.inference_mode()
-def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf) -> list[Hypothesis]:
-    """batch: collated without answers. seconds: each utterance's audio. UserError if CTC is asked for and the projector has none."""
+def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf, engine=None) -> list[Hypothesis]:
+    """batch: collated without answers. seconds: each utterance's audio. engine: a search by the LLM alone in place of ours, with the same
+    arguments. UserError if CTC is asked for and the projector has none.
+    """
     limits = [answer_limit(s, conf) for s in seconds]
     if not conf.ctc_weight:
-        search = greedy_search if conf.beam == 1 else beam_search
+        search = engine or (greedy_search if conf.beam == 1 else beam_search)
         return search(model.llm, *model.soft_prompt(batch, left_pad=True), limits, conf)
     if not hasattr(model.projector, "hear"):
         raise UserError("decode_conf.ctc_weight: this adapter has no CTC; it needs `projector: token`, and ctc_weight 0 decodes without")
@@ -71,7 +73,7 @@ def plain_text(llm, text: str, rows: int) -> tuple[torch.Tensor, Merged]:
 
 
 def decode_dataset(
-    model: SteerMoE, data: AudioTextDataset, prompt: str, conf: DecodeConf, journal: Journal, job: int = 1, nj: int = 1
+    model: SteerMoE, data: AudioTextDataset, prompt: str, conf: DecodeConf, journal: Journal, job: int = 1, nj: int = 1, engine=None
 ) -> None:
     """Fills the journal with every utterance's answer; whole batches found in it are not decoded again.
 
@@ -83,7 +85,7 @@ def decode_dataset(
     def decode(indices: list[int]) -> dict[str, list[str]]:
         entries = [data.entries[index] for index in indices]
         batch = collator([data[index] for index in indices]).to(device)
-        hypotheses = decode_batch(model, batch, [entry["duration"] for entry in entries], conf)
+        hypotheses = decode_batch(model, batch, [entry["duration"] for entry in entries], conf, engine)
         return {e["utt"]: [model.llm.decode(h.tokens).strip(), h.ended] for e, h in zip(entries, hypotheses)}
 
     costs = [max(length, model.encoder.min_frames) for length in data.lengths()]
