@@ -11,16 +11,16 @@ from tqdm import tqdm
 class Progress:
     """with Progress("dump", total, "utt") as progress: progress.update(1, note="…").
 
-    done: how much was finished by an earlier, interrupted run (not counted in the rate).
+    done: how much was finished by an earlier, interrupted run (not counted in the rate). shown: False prints nothing.
     """
 
-    def __init__(self, name: str, total: int, unit: str, done: int = 0, every_s: float = 10.0):
+    def __init__(self, name: str, total: int, unit: str, done: int = 0, every_s: float = 10.0, shown: bool = True):
         self.name, self.total, self.unit, self.every_s = name, total, unit, every_s
         self.count = self.start_count = done
         self.start = self.last = time.monotonic()
         self.note = ""
-        self.bar = None
-        if sys.stderr.isatty():
+        self.bar, self.shown = None, shown
+        if shown and sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, dynamic_ncols=True)
 
     def update(self, amount: int = 1, note: str = "") -> None:
@@ -37,11 +37,13 @@ class Progress:
         """Prints a line of its own without breaking the bar."""
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
-        else:
+        elif self.shown:
             print(line, file=sys.stderr, flush=True)
 
     def _print(self) -> None:
         self.last = time.monotonic()
+        if not self.shown:
+            return
         rate = (self.count - self.start_count) / max(self.last - self.start, 1e-9)
         left = (self.total - self.count) / rate if rate > 0 else float("inf")
         clock = time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else "over a day"

@@ -5,6 +5,10 @@ set -e
 if [ "$1" != -m ]; then
   exec "$REAL_PYTHON" "$@"
 fi
+if [ "$2" = torch.distributed.run ]; then # one process stands for all
+  printf '%s\n' "torchrun ${*:3:3}" >> "$FAKE/calls"
+  shift 5
+fi
 verb=${2#steermoe.bin.}
 shift 2
 printf '%s\n' "$verb $*" >> "$FAKE/calls"

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = """stage stop-stage encoder train-config preset variant init decode-config tag encoder-model llm seed corpus test-sets
-train-sets dev-sets own-score lang nj decode-nj ngpu cmd-backend backfill allow-pipes dry-run verbose""".split()
+train-sets dev-sets own-score lang nj decode-nj ngpu num-processes cmd-backend backfill allow-pipes dry-run verbose""".split()
 
 RUN_SH = """#!/usr/bin/env bash
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -121,6 +121,7 @@ def test_help_lists_every_option_with_its_default_and_the_stages(recipe):
         (["--nj", "0"], "--nj 0: a whole number from 1 up"),
         (["--decode-nj", "x"], "--decode-nj x: a whole number from 1 up"),
         (["--ngpu", "x"], "--ngpu x"),
+        (["--num-processes", "0"], "--num-processes 0"),
         (["--encoder", "confromer"], "conf/train_conformer.yaml conf/train_whisper.yaml"),
         (["--train-config", "conf/x.yaml"], "--train-config conf/x.yaml: no such file"),
         (["--corpus", "/no/such/folder"], "no such folder"),
@@ -234,6 +235,18 @@ def test_a_dry_run_prints_the_table_and_touches_nothing(recipe):
     assert (status, out, err) == (0, "a table\n", "") and sorted(recipe.folder.rglob("*")) == before
     (call,) = recipe.calls()
     assert call == "prepare_model --config conf/train_whisper.yaml --preset W7B --variant paper --decode-conf.beam 4 --dry-run true"
+
+
+def test_training_on_several_gpus_has_a_process_on_each_and_decoding_takes_one(recipe):
+    assert recipe.run("--ngpu", "4")[0] == 0
+    calls = recipe.calls()
+    start = calls.index("torchrun --standalone --nproc-per-node 4")
+    assert calls[start + 1].startswith("train ") and calls[start + 1].endswith(" --ngpu 1")
+    assert [line.split(" --ngpu ")[1] for line in calls if line.startswith("decode ")] == ["1"]
+    assert recipe.run("--num-processes", "3", "--tag", "cpu", "--stage", "4", "--stop-stage", "4")[0] == 0
+    calls = recipe.calls()
+    start = calls.index("torchrun --standalone --nproc-per-node 3")
+    assert calls[start + 1].startswith("train ") and calls[start + 1].endswith(" --ngpu 0")
 
 
 def pretrainable(recipe) -> None:

@@ -43,8 +43,9 @@ option dev_sets "" "likewise for validation, without weights"
 option own_score true "also decode and score with the frozen encoder's own decoder, where it has one"
 option lang en "language of the speech, for the encoder's own decoder"
 option nj "$((cores < 8 ? cores : 8))" "parallel jobs of stage 1"
-option decode_nj 1 "parallel jobs of stage 5, each with --ngpu GPUs"
-option ngpu 0 "GPUs for training and decoding; 0: the CPU"
+option decode_nj 1 "parallel jobs of stage 5, each with a GPU if --ngpu is over 0"
+option ngpu 0 "GPUs for training, a process on each; other jobs take one; 0: the CPU"
+option num_processes "" "processes of the training, started by torchrun; if it is not given --ngpu, at least 1"
 option cmd_backend local "where jobs run: local, or slurm (utils/cmd.sh)"
 option backfill true "make missing inputs of a stage by running the earlier stages; false: an error names them"
 option allow_pipes false "run the commands of wav.scp lines that end in |"
@@ -167,8 +168,8 @@ stage_model() {
   if [ -n "$pretrain_config" ]; then
     need "$dump/$train_set/data.jsonl" 2
     need "$dump/$dev_set/data.jsonl" 2
-    submit --gpu "$ngpu" "$encoder_name/log/pretrain.log" "$PYTHON" -m steermoe.bin.pretrain --config "$pretrain_config" \
-      --train "$dump/$train_set/data.jsonl" --dev "$dump/$dev_set/data.jsonl" --out "$encoder_name" --ngpu "$ngpu"
+    submit --gpu "$one_gpu" "$encoder_name/log/pretrain.log" "$PYTHON" -m steermoe.bin.pretrain --config "$pretrain_config" \
+      --train "$dump/$train_set/data.jsonl" --dev "$dump/$dev_set/data.jsonl" --out "$encoder_name" --ngpu "$one_gpu"
   fi
   here "$exp/log/model.log" "$PYTHON" -m steermoe.bin.prepare_model "${config[@]}" --exp "$exp"
 }
@@ -181,8 +182,10 @@ stage_train() {
   local train_data=$dump/$train_set/data.jsonl dev_data=$dump/$dev_set/data.jsonl
   [ -z "$train_sets" ] || { train_data=$exp/train.jsonl && join_sets "$train_data" "$train_sets"; }
   [ -z "$dev_sets" ] || { dev_data=$exp/dev.jsonl && join_sets "$dev_data" "$dev_sets"; }
-  submit --gpu "$ngpu" "$exp/log/train.log" "$PYTHON" -m steermoe.bin.train "${config[@]}" \
-    --train "$train_data" --dev "$dev_data" --exp "$exp" --ngpu "$ngpu"
+  local launch=("$PYTHON")
+  [ "$num_processes" -eq 1 ] || launch+=(-m torch.distributed.run --standalone --nproc-per-node "$num_processes")
+  submit --gpu "$ngpu" "$exp/log/train.log" "${launch[@]}" -m steermoe.bin.train "${config[@]}" \
+    --train "$train_data" --dev "$dev_data" --exp "$exp" --ngpu "$one_gpu"
 }
 
 # A word is a set of this recipe, or a data.jsonl of any; a number behind a colon is its weight.
@@ -205,20 +208,20 @@ stage_decode() {
     need "$dump/$name/data.jsonl" 2
     [ -z "$pretrain_config" ] || need "$encoder_name/config.json" 3
     out=$exp/decode_${name}_$decode_tag
-    decode_verb=("$PYTHON" -m steermoe.bin.decode --exp "$exp" --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu"
+    decode_verb=("$PYTHON" -m steermoe.bin.decode --exp "$exp" --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$one_gpu"
       "${decode_overrides[@]}")
     if [ "$decode_nj" -eq 1 ]; then
-      submit --gpu "$ngpu" "$out/log/decode.log" "${decode_verb[@]}"
+      submit --gpu "$one_gpu" "$out/log/decode.log" "${decode_verb[@]}"
     else
-      submit --gpu "$ngpu" JOB="1:$decode_nj" "$out/log/decode.JOB.log" "${decode_verb[@]}" --nj "$decode_nj" --job JOB
+      submit --gpu "$one_gpu" JOB="1:$decode_nj" "$out/log/decode.JOB.log" "${decode_verb[@]}" --nj "$decode_nj" --job JOB
       here "$out/log/merge.log" "${decode_verb[@]}" --nj "$decode_nj" --job 0
     fi
     read_scoring "$out/decode.json"
     score "$out" "$dump/$name/data.jsonl"
     if [ -n "$own_exp" ]; then
       out=$own_exp/decode_$name
-      submit --gpu "$ngpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin."$own_verb" --model "$encoder_name" \
-        --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$ngpu" "${own_verb_options[@]}"
+      submit --gpu "$one_gpu" "$out/log/decode.log" "$PYTHON" -m steermoe.bin."$own_verb" --model "$encoder_name" \
+        --data "$dump/$name/data.jsonl" --out "$out" --ngpu "$one_gpu" "${own_verb_options[@]}"
       score "$out" "$dump/$name/data.jsonl"
     fi
   done

@@ -76,6 +76,8 @@ set_up() {
   [[ $nj =~ ^[1-9][0-9]*$ ]] || die "--nj $nj: a whole number from 1 up"
   [[ $decode_nj =~ ^[1-9][0-9]*$ ]] || die "--decode-nj $decode_nj: a whole number from 1 up"
   [[ $ngpu =~ ^[0-9]+$ ]] || die "--ngpu $ngpu: a whole number; 0 is the CPU"
+  one_gpu=$((ngpu > 0)) num_processes=${num_processes:-$((ngpu > 1 ? ngpu : 1))}
+  [[ $num_processes =~ ^[1-9][0-9]*$ ]] || die "--num-processes $num_processes: a whole number from 1 up"
   [ -f "$root/utils/run_$cmd_backend.sh" ] || die "--cmd-backend $cmd_backend: local or slurm"
   [ -z "$corpus" ] || [ -d "$corpus" ] || die "--corpus $corpus: no such folder"
   [ -z "$decode_config" ] || [ -f "$decode_config" ] || die "--decode-config $decode_config: no such file"

@@ -1,7 +1,11 @@
-"""Stage 4: trains the adapter; killed and started again, it goes on where it was."""
+"""Stage 4: trains the adapter; killed and started again, it goes on where it was.
+
+With several processes: torchrun --nproc-per-node N -m steermoe.bin.train OPTION …, a GPU for each with --ngpu 1.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -18,25 +22,33 @@ MAY_CHANGE = ("decode_conf", "train_conf.patience", "train_conf.save_steps")
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="steermoe train", description=__doc__)
+    parser = Parser(prog="steermoe train", description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, help="training configuration")
     parser.add_argument("--train", type=Path, required=True, help="data.jsonl to train on")
     parser.add_argument("--dev", type=Path, required=True, help="data.jsonl to validate on")
     parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
-    parser.add_argument("--ngpu", type=int, default=0, help="GPUs: 0 or 1")
+    parser.add_argument("--ngpu", type=int, default=0, help="GPUs of a process: 0 or 1")
     args, config = parse_with_config(parser, argv)
     adapter = args.exp / "checkpoints" / "best.safetensors"
     relevant = {key: value for key, value in config.to_dict().items() if key != "decode_conf"}
     inputs = [args.train, args.dev, *init_files(config.init)]
     done = Stamp(args.exp / ".train.done", relevant, [*inputs, *made_here(config.encoder_conf["model"])])
     if done.fresh([adapter]):
-        config.save(args.exp / "config.yaml")  # decode_conf may have been edited; decoding reads it there
-        print(f"{adapter}: up to date")
+        if is_first():
+            config.save(args.exp / "config.yaml")  # decode_conf may have been edited; decoding reads it there
+            print(f"{adapter}: up to date")
         return
-    claim(args.exp, config, Stamp(args.exp / ".train.begun", {}, inputs))
+    if is_first():
+        claim(args.exp, config, Stamp(args.exp / ".train.begun", {}, inputs))
     train(args, config)
-    done.write()
-    print(adapter)
+    if is_first():
+        done.write()
+        print(adapter)
+
+
+def is_first() -> bool:
+    """Whether this is the only process, or the one of torchrun's that writes the files."""
+    return int(os.environ.get("WORLD_SIZE", 1)) == 1 or os.environ["RANK"] == "0"
 
 
 def claim(exp: Path, config: Config, data: Stamp) -> None:
@@ -65,6 +77,7 @@ def train(args, config: Config) -> None:
     from steermoe.data.dataset import AudioTextDataset
     from steermoe.environment import describe, describe_data
     from steermoe.model import SteerMoE
+    from steermoe.train import distributed
     from steermoe.train.plots import plot_curves
     from steermoe.warm_start import start_at
 
@@ -72,16 +85,22 @@ def train(args, config: Config) -> None:
         torch.set_num_threads(config.train_conf.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.train_conf.seed)
+    where = distributed.join(device(args.ngpu))
     environment = describe() | {"train": describe_data(args.train), "dev": describe_data(args.dev)}
-    write_json(args.exp / "environment.json", environment)
+    if distributed.size() > 1:
+        environment["processes"] = str(distributed.size())
+    if is_first():
+        write_json(args.exp / "environment.json", environment)
     augment = Augment(config.augment_conf, config.train_conf.seed)
-    model = SteerMoE.from_config(config, device(args.ngpu))
+    model = SteerMoE.from_config(config, where)
     start_at(model, config)
     frontend = model.encoder.frontend(config.encoder_conf["model"])
     data = AudioTextDataset(args.train, augment, frontend), AudioTextDataset(args.dev)
     trainer = adapter_trainer(model, config, *data, args.exp, environment)
     trainer.run()
-    plot_curves(trainer.log_path, args.exp / "plots")
+    distributed.leave()
+    if is_first():
+        plot_curves(trainer.log_path, args.exp / "plots")
 
 
 def adapter_trainer(model, config: Config, train_set, dev_set, exp: Path, environment: dict):

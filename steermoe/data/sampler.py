@@ -51,3 +51,12 @@ def epoch_batches(
     jittered = np.asarray(lengths)[drawn] * rng.uniform(0.9, 1.0, len(drawn))
     batches = cut_batches(drawn[np.argsort(jittered, kind="stable")].tolist(), lengths, batch_frames, max_batch)
     return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def share(batch: list[int], rank: int, size: int) -> list[int]:
+    """What process `rank` of `size` takes of a batch: neighbours in its order, which is about that of lengths, the shortest first.
+
+    Each utterance goes to one process; numbers differ by at most 1, and the shorter ones make the larger shares. A batch of
+    fewer utterances than processes leaves some without any.
+    """
+    return np.array_split(np.asarray(batch, dtype=np.int64), size)[rank].tolist()

@@ -1,7 +1,8 @@
 """Trains a module: gradient accumulation, clipping, warm-up, validation, best checkpoint, early stop, exact resume.
 
 A run killed at any moment and started again ends with the same weights as one that was never interrupted: batches follow from
-(seed, epoch), and everything else that moves is in checkpoints/resume.pt.
+(seed, epoch), and everything else that moves is in checkpoints/resume.pt. Several processes (distributed.py) share every batch
+and take the steps that one would take; any number of them can go on where any other number was.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
 import time
 from collections import Counter, deque
 from pathlib import Path
@@ -20,10 +22,11 @@ from steermoe.checkpoint import load_resume, save_resume
 from steermoe.config import OptimConf, TrainConf
 from steermoe.data.collator import Batch
 from steermoe.data.dataset import AudioTextDataset, Example
-from steermoe.data.sampler import epoch_batches, sorted_batches
+from steermoe.data.sampler import epoch_batches, share, sorted_batches
 from steermoe.errors import UserError
 from steermoe.files import append_jsonl, atomic_write, read_jsonl, resume_jsonl
 from steermoe.progress import Progress
+from steermoe.train import distributed
 from steermoe.train.events import EventFile
 from steermoe.train.objectives import Loss
 from steermoe.train.optim import lr_factor, make_optimizer, set_lr
@@ -71,6 +74,7 @@ class Trainer:
         optim_conf: OptimConf,
         watch: Callable[[], tuple[dict, list[dict]]] | None = None,
     ):
+        self.rank, self.size = distributed.rank(), distributed.size()
         self.watch, self.events = watch, EventFile(Path(exp) / "log" / "tensorboard")
         self.model, self.objective, self.collate, self.export = model, objective, collate, export
         self.train_set, self.dev_set, self.exp = train, dev, Path(exp)
@@ -94,20 +98,24 @@ class Trainer:
         conf, drawn = self.conf, time.monotonic()
         if self.resume_path.is_file():
             self.restore()
-        else:
+        elif self.rank == 0:
             self.log_path.unlink(missing_ok=True)
             self.samples_path.unlink(missing_ok=True)
             self.events.restart([])
+        self.check_same()
         if self.step > conf.max_steps:
             raise UserError(f"{self.exp}: already trained for {self.step} steps, train_conf.max_steps is {conf.max_steps}; raise it")
         batches = self.batches()
         self.model.train()
-        with Progress("train", conf.max_steps, "step", done=self.step) as progress:
+        with (
+            Progress("train", conf.max_steps, "step", done=self.step, shown=self.rank == 0) as progress,
+            distributed.stop_signal() as stop_signal,
+        ):
             if self.step == 0:
                 self.look(progress)
             while self.step < conf.max_steps and not self.stopped_early():
                 begun = time.monotonic()
-                figures = self.optimizer_step(list(itertools.islice(batches, conf.accum_grad)))
+                figures = self.optimizer_step([b for b in itertools.islice(batches, conf.accum_grad) if b is not None])
                 figures["seconds"] = round(time.monotonic() - begun, 3)
                 self.unsaved.append(figures)
                 self.losses.extend(filter(math.isfinite, [figures["loss"]]))
@@ -118,19 +126,31 @@ class Trainer:
                     best = " (best)" if figures["best"] else ""
                     progress.write(f"step {self.step}: train loss {self.recent_loss():.3f}, {measured}{best}")
                     figures |= self.look(progress)
-                if validate or self.step % conf.save_steps == 0:
+                stopped = stop_signal()
+                if validate or stopped or self.step % conf.save_steps == 0:
                     self.save()
-                if validate and time.monotonic() - drawn > PLOT_SECONDS:
+                if stopped:
+                    name = signal.Signals(stopped).name
+                    progress.write(f"stopped by {name}; step {self.step} is saved, and the same command goes on there")
+                    raise SystemExit(128 + stopped)
+                if validate and self.rank == 0 and time.monotonic() - drawn > PLOT_SECONDS:
                     plot_curves(self.log_path, self.exp / "plots")
                     drawn = time.monotonic()
                 skipped = f", {self.skipped} not finite and skipped" if self.skipped else ""
                 progress.update(1, note=f"loss {self.recent_loss():.3f}{skipped}")
-        self.export("last", self.step)
+        if self.rank == 0:
+            self.export("last", self.step)
         if self.stopped_early():
             progress.write(f"stopped early: no better dev loss in {conf.patience} validations")
 
-    def batches(self) -> Iterator[Batch]:
-        """Endless; goes on behind the batch that was trained on last."""
+    def check_same(self) -> None:
+        """UserError if the processes do not all train the same from the same step."""
+        if len(set(distributed.gather((self.step, len(self.train_set), len(self.dev_set), *self.model.bases().values())))) > 1:
+            what = "some processes find other data, models or checkpoints than the rest"
+            raise UserError(f"{self.exp}: {what}; these are to be the same files on all machines, best on a disk that they share")
+
+    def batches(self) -> Iterator[Batch | None]:
+        """This process's share of every batch, None where that is empty. Endless; goes on behind the batch trained on last."""
         conf = self.conf
         while True:
             self.train_set.epoch = self.epoch
@@ -138,7 +158,8 @@ class Trainer:
             epoch = epoch_batches(lengths, conf.batch_frames, conf.max_batch, conf.seed, self.epoch, self.train_set.weights)
             for indices in epoch[self.batches_done :]:
                 self.batches_done += 1
-                yield self.collate([self.train_set[index] for index in indices]).to(self.device)
+                examples = [self.train_set[index] for index in share(indices, self.rank, self.size)]
+                yield self.collate(examples).to(self.device) if examples else None
             self.epoch, self.batches_done = self.epoch + 1, 0
 
     def costs(self, data: AudioTextDataset) -> list[int]:
@@ -146,12 +167,14 @@ class Trainer:
         return [max(length, self.model.encoder.min_frames) for length in data.lengths()]
 
     def optimizer_step(self, batches: list[Batch]) -> dict:
-        """One step over the accumulated batches, each target token weighing the same. Returns the log line's figures.
+        """One step over the accumulated batches of all processes, each target token weighing the same.
 
-        Where loss or gradient is not finite, weights and optimiser state stay as they are; the step counts for the schedule.
+        Returns the log line's figures. Where loss or gradient is not finite, weights and optimiser state stay as they are; the
+        step counts for the schedule.
         """
         self.step += 1
-        torch.manual_seed(self.conf.seed * 1_000_003 + self.step)  # what draws random numbers resumes exactly too
+        # What draws random numbers resumes exactly too; processes draw other ones.
+        torch.manual_seed(self.conf.seed * 1_000_003 + self.step + (self.rank << 40))
         set_lr(self.optimizer, lr_factor(self.step, self.optim_conf, self.conf.max_steps))
         self.optimizer.zero_grad()
         total, units, stats = 0.0, 0, Counter()
@@ -160,6 +183,9 @@ class Trainer:
             loss.total.backward()
             total, units = total + loss.total.detach(), units + loss.units
             stats.update(loss.stats)
+        if self.size > 1:
+            total, units, stats = distributed.add_up(total, units, stats)
+            distributed.add_gradients(self.parameters)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad /= units
@@ -184,11 +210,13 @@ class Trainer:
         self.model.eval()
         total, units, stats, bad = 0.0, 0, Counter(), []
         batches = sorted_batches(self.costs(self.dev_set), conf.batch_frames, conf.max_batch)
-        for indices in batches:
+        for indices in batches[self.rank :: self.size]:
             loss = self.dev_objective(indices)
             bad += [] if torch.isfinite(loss.total) else [indices]
             total, units = total + float(loss.total), units + loss.units
             stats.update(loss.stats)
+        total, units, stats = distributed.add_up(total, units, stats)
+        bad = sum(distributed.gather(bad), [])
         if bad:
             guilty = [index for index in bad[0] if not torch.isfinite(self.dev_objective([index]).total)] or bad[0]
             names = ", ".join(self.dev_set.entries[index]["utt"] for index in guilty)
@@ -200,7 +228,8 @@ class Trainer:
         self.bad_validations = 0 if best else self.bad_validations + 1
         if best:
             self.best_loss = dev_loss
-            self.export("best", self.step)
+            if self.rank == 0:
+                self.export("best", self.step)
         return {"dev_loss": dev_loss, **{f"dev_{n}": v / units for n, v in stats.items()}, "best": best}
 
     def dev_objective(self, indices: list[int]) -> Loss:
@@ -208,7 +237,7 @@ class Trainer:
 
     def look(self, progress: Progress) -> dict:
         """Appends the watch's samples to log/samples.jsonl, shows them shortened, and returns its figures."""
-        if self.watch is None:
+        if self.watch is None or self.rank > 0:
             return {}
         begun = time.monotonic()
         self.model.eval()
@@ -231,6 +260,9 @@ class Trainer:
 
     def save(self) -> None:
         """The log first: a kill in between leaves lines that `restore` cuts off again."""
+        if self.rank > 0:
+            self.unsaved.clear()
+            return
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log_path, "a", encoding="utf-8") as stream:
             stream.writelines(map(log_line, self.unsaved))
@@ -258,11 +290,13 @@ class Trainer:
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         kept = list(itertools.islice(read_jsonl(self.log_path), self.step))  # one line a step; the rest was cut off by a kill
+        self.losses.extend(line["loss"] for line in kept[-50:] if line["loss"] is not None and math.isfinite(line["loss"]))
+        self.skipped = kept[-1].get("skipped", 0) if kept else 0
+        if self.rank > 0:
+            return
         with atomic_write(self.log_path) as stream:
             stream.writelines(map(log_line, kept))
         self.events.restart(kept)
-        self.losses.extend(line["loss"] for line in kept[-50:] if line["loss"] is not None and math.isfinite(line["loss"]))
-        self.skipped = kept[-1].get("skipped", 0) if kept else 0
         looked = [line for line in resume_jsonl(self.samples_path) if line["step"] <= self.step]
         with atomic_write(self.samples_path) as stream:
             stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in looked)
