@@ -13,21 +13,39 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 UTILS = ROOT / "utils"
-# Runs the script it is given as an array, one task after another, as sbatch --wait would have it run on nodes.
+# Runs the script it is given as an array, one task after another, as sbatch --wait would have it run on nodes. $FAKE_LOSE: a task
+# that does not begin; $FAKE_KILL: one that Slurm ends; $FAKE_LINGER: for so many seconds more Slurm is not asked whether all is over.
 SBATCH = """#!/usr/bin/env bash
-echo "$@" > "$FAKE_SLURM/submitted"
-for word; do case $word in --array=*) range=${word#--array=} ;; esac; done
-echo "42;cluster"
+printf '%s\\n' "$@" > "$FAKE_SLURM/submitted"
+for word; do case $word in --array=*) range=${word#--array=} ;; --cpus-per-task=*) export SLURM_CPUS_PER_TASK=${word#*=} ;; esac; done
 script=${!#}
-[ -z "$FAKE_REFUSE" ] || { echo "sbatch: error: invalid partition" >&2; exit 1; }
+[ -z "$FAKE_REFUSE" ] || { echo "sbatch: error: $FAKE_REFUSE" >&2; exit 1; }
+echo "42;cluster"
+export SLURM_JOB_ID=42
 [ -n "$range" ] || { bash "$script"; exit; }
 range=${range%%%*} status=0
 for ((task = ${range%%-*}; task <= ${range##*-}; task++)); do
   [ "$task" != "$FAKE_LOSE" ] || { status=1; continue; }
-  SLURM_ARRAY_TASK_ID=$task bash "$script" || status=1
+  SLURM_ARRAY_TASK_ID=$task bash "$script" &
+  if [ "$task" = "$FAKE_KILL" ]; then sleep 0.5; kill -TERM $!; fi
+  wait $! || status=$?
 done
+[ -z "$FAKE_LINGER" ] || exec sleep "$FAKE_LINGER"
 exit $status
 """
+# scancel and squeue note how they are called; squeue says what $FAKE_QUEUE says.
+NOTE = """#!/usr/bin/env bash
+echo "${0##*/} $*" >> "$FAKE_SLURM/asked"
+[ "${0##*/}" != squeue ] || echo "$FAKE_QUEUE"
+"""
+
+
+def stand_ins(folder: Path) -> dict[str, str]:
+    """Puts sbatch, scancel and squeue there; the environment in which they are found."""
+    for name, text in {"sbatch": SBATCH, "scancel": NOTE, "squeue": NOTE}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "FAKE_SLURM": str(folder)}
 
 
 def bash(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -40,12 +58,8 @@ def runner(request, tmp_path):
     """Calls one of the back ends in tmp_path."""
     slurm = tmp_path / "slurm"
     slurm.mkdir()
-    (slurm / "sbatch").write_text(SBATCH)
-    (slurm / "sbatch").chmod(0o755)
-    path = f"{slurm}:{os.environ['PATH']}"
-    return lambda *words, **environment: bash(
-        str(UTILS / request.param), *words, cwd=tmp_path, PATH=path, FAKE_SLURM=str(slurm), OMP_NUM_THREADS="", **environment
-    )
+    environment = stand_ins(slurm) | {"OMP_NUM_THREADS": ""}
+    return lambda *words, **more: bash(str(UTILS / request.param), *words, cwd=tmp_path, **environment, **more)
 
 
 def test_jobs_run_with_their_number_in_log_and_arguments(runner, tmp_path):
@@ -132,35 +146,102 @@ def test_progress_of_all_jobs_is_added_up(tmp_path, lines, shown):
     assert done.stderr.strip() == f"x.JOB.log: 1 of 2 jobs finished, {shown}"
 
 
+def test_options_for_every_job_come_from_the_environment(tmp_path):
+    words = [str(UTILS / "cmd.sh"), "JOB=1:2", "log/x.JOB.log", "bash", "-c", 'echo "$OMP_NUM_THREADS" > out.$1', "-", "JOB"]
+    assert bash(*words, cwd=tmp_path, CMD_BACKEND="local", CMD_OPTIONS="--num-threads 7 --max-jobs-run 1").returncode == 0
+    assert (tmp_path / "out.2").read_text() == "7\n"
+    done = bash(*words, cwd=tmp_path, CMD_OPTIONS="--max-jobs 1")
+    assert done.returncode == 1 and "unknown option --max-jobs" in done.stderr
+
+
 def slurm(tmp_path, *words, **environment):
-    (tmp_path / "sbatch").write_text(SBATCH)
-    (tmp_path / "sbatch").chmod(0o755)
-    environment |= {"CMD_BACKEND": "slurm", "PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_SLURM": str(tmp_path)}
+    environment = stand_ins(tmp_path) | {"CMD_BACKEND": "slurm"} | environment
     return bash(str(UTILS / "cmd.sh"), *words, cwd=tmp_path, **environment)
 
 
 def test_slurm_gets_the_options(tmp_path):
     options = ["--gpu", "2", "--mem", "4G", "--num-threads", "3", "--max-jobs-run", "5"]
-    done = slurm(tmp_path, *options, "JOB=1:2", "log/x.JOB.log", "true", SLURM_OPTIONS="--partition=gpu --time=1:00")
+    (tmp_path / "n1").touch()
+    done = slurm(tmp_path, *options, "JOB=1:2", "log/10%/x.JOB.log", "true", SLURM_OPTIONS="--time=1:00 n[1]")
     assert done.returncode == 0, done.stderr
-    submitted = (tmp_path / "submitted").read_text().split()
-    for option in ("--array=1-2%5", "--gres=gpu:2", "--mem=4G", "--cpus-per-task=3", "--partition=gpu", "--time=1:00", "--wait"):
+    submitted = (tmp_path / "submitted").read_text().splitlines()
+    for option in ("--array=1-2%5", "--gres=gpu:2", "--mem=4G", "--cpus-per-task=3", "--wait", "--requeue", "--open-mode=append"):
         assert option in submitted
-    assert not list((tmp_path / "log").glob(".slurm*"))
+    assert submitted[-3:-1] == ["--time=1:00", "n[1]"]  # words, no names of files
+    assert f"--output={tmp_path}/log/10%%/x.%a.log" in submitted and "--job-name=x" in submitted
+    assert not list((tmp_path / "log" / "10%").glob(".*"))
 
 
-def test_slurm_says_which_task_was_killed_and_what_sbatch_refused(tmp_path):
-    done = slurm(tmp_path, "JOB=1:3", "log/x.JOB.log", "true", FAKE_LOSE="2")
-    assert done.returncode == 1 and "job 2 of 1:3 failed with status unknown: Slurm ended it" in done.stderr
+def test_slurm_threads_are_the_cores_of_a_task(tmp_path):
+    script = 'echo "$OMP_NUM_THREADS" > out.$1'
+    options = {"SLURM_CPUS_PER_TASK": "9", "OMP_NUM_THREADS": "9"}  # of a job that starts these jobs
+    assert slurm(tmp_path, "--num-threads", "3", "JOB=1:2", "log/x.JOB.log", "bash", "-c", script, "-", "JOB", **options).returncode == 0
+    assert (tmp_path / "out.1").read_text() == (tmp_path / "out.2").read_text() == "3\n"
+
+
+def test_slurm_within_a_task_of_an_array_runs_a_single_job(tmp_path):
+    done = slurm(tmp_path, "log/x.log", "echo", "hello", SLURM_ARRAY_TASK_ID="7")
+    assert done.returncode == 0 and done.stderr == "hello\n"
+
+
+def test_slurm_says_which_task_was_killed(tmp_path):
+    script = "echo begun; sleep 1; echo ended"
+    done = slurm(tmp_path, "JOB=1:3", "log/x.JOB.log", "bash", "-c", script, FAKE_KILL="2", FAKE_QUEUE="TIMEOUT")
+    assert done.returncode == 1 and "job 2 of 1:3 failed with status unknown: Slurm ended it (TIMEOUT)" in done.stderr
+    assert "  | ended" in done.stderr  # a command that Slurm ends has time to save its state
     assert "job 1 " not in done.stderr and "job 3 " not in done.stderr
+    assert "squeue --noheader --states=all --jobs=42_2 --format=%T" in (tmp_path / "asked").read_text()
+    done = slurm(tmp_path, "JOB=1:3", "log/x.JOB.log", "true", FAKE_LOSE="2", FAKE_QUEUE="FAILED")
+    assert done.returncode == 1 and "job 2 of x.JOB.log: ended by Slurm before it began (FAILED job 42)" in done.stderr
+
+
+def test_slurm_says_what_sbatch_refused(tmp_path):
+    done = slurm(tmp_path, "JOB=1:3", "log/x.JOB.log", "true", FAKE_REFUSE="Invalid job array specification")
+    assert done.returncode == 1 and "refused the job: sbatch: error: Invalid job array" in done.stderr
+    assert "3 jobs are more than MaxArraySize" in done.stderr and not list((tmp_path / "log").iterdir())
+
+
+def test_slurm_reports_a_failure_at_once_and_begins_no_more(tmp_path):
+    script = 'echo "number $1"; [ "$1" != 1 ]'
+    done = slurm(tmp_path, "JOB=1:2", "log/x.JOB.log", "bash", "-c", script, "-", "JOB", FAKE_LOSE="2")
+    assert done.returncode == 1 and "not begun after that: 2\n" in done.stderr and "status 1; the end of log/x.1.log" in done.stderr
+    assert (tmp_path / "asked").read_text() == "scancel --state=PENDING 42\n"
+
+
+def test_slurm_does_not_wait_for_sbatch_to_ask_again(tmp_path):
+    begun = time.monotonic()
+    assert slurm(tmp_path, "JOB=1:2", "log/x.JOB.log", "true", FAKE_LINGER="30").returncode == 0
+    assert time.monotonic() - begun < 20 and not (tmp_path / "asked").exists()
+
+
+def test_slurm_stopped_cancels_and_the_next_run_waits_for_what_is_left(tmp_path):
+    command = ["bash", str(UTILS / "run_slurm.sh"), "JOB=1:2", "log/x.JOB.log", "sleep", "3"]
+    environment = os.environ | stand_ins(tmp_path)
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    while not (tmp_path / "log" / "x.1.log").exists():
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 143 and (tmp_path / "asked").read_text() == "scancel 42\n"
+    for queue, option in {"41\n42\n": "--dependency=afterany:42", "41\n420": ""}.items():
+        done = slurm(tmp_path, "JOB=1:2", "log/x.JOB.log", "true", FAKE_QUEUE=queue)
+        assert done.returncode == 0, done.stderr
+        dependencies = [word for word in (tmp_path / "submitted").read_text().splitlines() if "dependency" in word]
+        assert dependencies == ([option] if option else []) and ("waiting for Slurm job 42" in done.stderr) == bool(option)
+        left = list((tmp_path / "log").glob(".x.JOB.log.slurm.*"))
+        assert left == []
+        if option:  # once more with what a killed run leaves
+            (tmp_path / "log" / ".x.JOB.log.slurm.abc").mkdir()
+            (tmp_path / "log" / ".x.JOB.log.slurm.abc" / "id").write_text("42;cluster\n")
 
 
 def test_unknown_back_end_and_missing_sbatch(tmp_path):
     done = bash(str(UTILS / "cmd.sh"), "log/x.log", "true", cwd=tmp_path, CMD_BACKEND="pbs")
     assert done.returncode == 1 and "no back end pbs" in done.stderr
-    if not shutil.which("sbatch"):
-        done = bash(str(UTILS / "cmd.sh"), "log/x.log", "true", cwd=tmp_path, CMD_BACKEND="slurm")
-        assert done.returncode == 1 and "there is no sbatch on this machine" in done.stderr
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "mkdir"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    done = bash(str(UTILS / "cmd.sh"), "log/x.log", "true", cwd=tmp_path, CMD_BACKEND="slurm", PATH=str(tmp_path / "bin"))
+    assert done.returncode == 1 and "there is no sbatch on this machine" in done.stderr
 
 
 SCRIPT = """

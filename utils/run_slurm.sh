@@ -40,7 +40,8 @@ END
 output=${log//%/%%}
 [ -z "$job_name" ] || output=${output//"$job_name"/%a}
 [[ $output == /* ]] || output=${PWD//%/%%}/$output
-options=(--parsable --wait --requeue --output="$output" --open-mode=append --job-name="${name%.log}"
+job_label=${name%.log} job_label=${job_label%".$job_name"}
+options=(--parsable --wait --requeue --output="$output" --open-mode=append --job-name="${job_label:-jobs}"
   --cpus-per-task="$((num_threads > 0 ? num_threads : 1))")
 [ -z "$job_name" ] || options+=(--array="$first-$last$([ "$max_jobs_run" -eq 0 ] || echo "%$max_jobs_run")")
 [ "$gpu" -eq 0 ] || options+=(--gres="gpu:$gpu")
