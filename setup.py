@@ -20,6 +20,7 @@ setup(
     extras_require={
         "quantization": ["bitsandbytes>=0.50"],  # llm_conf.quantization: int8, int4
         "constrained": ["llguidance>=1.0"],  # chat --constrained true
+        "kokoro": ["kokoro-onnx>=0.6"],  # egs/kokoro
     },
     entry_points={"console_scripts": ["steermoe=steermoe.bin.__main__:main"]},
 )

@@ -283,7 +283,9 @@ def test_novels_of_another_form(tmp_path):
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [lambda x: b"", lambda x: x[:-9], lambda x: x[:4] + b"Z" + x[4:], lambda x: gzip.compress(b"A\n")])
+@pytest.mark.parametrize(
+    "change", [lambda x: b"", lambda x: x[:-9], lambda x: x[:4] + b"Z" + x[4:], lambda x: gzip.compress(b"A")]
+)
 @pytest.mark.parametrize("ending", [".rdb", ".rdx"])
 def test_damaged_r_data(tmp_path, change, ending):
     write_r_data(tmp_path / "Rdata", {"emma": ["EMMA"]})

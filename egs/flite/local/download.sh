@@ -43,7 +43,8 @@ sums=$(sums_of result/text | sha256sum)
 # Not Northanger Abbey: it is read in LibriSpeech's dev sets.
 cp files/usr/share/doc/r-cran-janeaustenr/copyright result/LICENCE.austen
 PYTHONPATH=$here/../../.. "${PYTHON:-python3}" "$here/r_data.py" files/usr/lib/R/site-library/janeaustenr/data/Rdata \
-  result/austen emma mansfieldpark persuasion prideprejudice sensesensibility || die "Jane Austen's novels cannot be read, see above;
+  result/austen emma mansfieldpark persuasion prideprejudice sensesensibility ||
+  die "Jane Austen's novels cannot be read, see above;
   $ways_on"
 sums=$(sums_of result/austen | sha256sum)
 [ "${sums%% *}" = 4ea76cf5106c04a974d459217b607bc8c24ad696767846c57a9f980a1c9e094c ] ||
