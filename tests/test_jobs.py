@@ -14,10 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 UTILS = ROOT / "utils"
 # Runs the script it is given as an array, one task after another, as sbatch --wait would have it run on nodes. $FAKE_LOSE: a task
-# that does not begin; $FAKE_KILL: one that Slurm ends; $FAKE_LINGER: for so many seconds more Slurm is not asked whether all is over.
+# that does not begin; $FAKE_KILL: one that Slurm ends; $FAKE_LINGER: seconds until Slurm is asked again whether all is over.
 SBATCH = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > "$FAKE_SLURM/submitted"
-for word; do case $word in --array=*) range=${word#--array=} ;; --cpus-per-task=*) export SLURM_CPUS_PER_TASK=${word#*=} ;; esac; done
+for word; do
+  case $word in --array=*) range=${word#*=} ;; --cpus-per-task=*) export SLURM_CPUS_PER_TASK=${word#*=} ;; esac
+done
 script=${!#}
 [ -z "$FAKE_REFUSE" ] || { echo "sbatch: error: $FAKE_REFUSE" >&2; exit 1; }
 echo "42;cluster"
@@ -173,9 +175,9 @@ def test_slurm_gets_the_options(tmp_path):
 
 
 def test_slurm_threads_are_the_cores_of_a_task(tmp_path):
-    script = 'echo "$OMP_NUM_THREADS" > out.$1'
+    command = ["bash", "-c", 'echo "$OMP_NUM_THREADS" > out.$1', "-", "JOB"]
     options = {"SLURM_CPUS_PER_TASK": "9", "OMP_NUM_THREADS": "9"}  # of a job that starts these jobs
-    assert slurm(tmp_path, "--num-threads", "3", "JOB=1:2", "log/x.JOB.log", "bash", "-c", script, "-", "JOB", **options).returncode == 0
+    assert slurm(tmp_path, "--num-threads", "3", "JOB=1:2", "log/x.JOB.log", *command, **options).returncode == 0
     assert (tmp_path / "out.1").read_text() == (tmp_path / "out.2").read_text() == "3\n"
 
 
@@ -198,13 +200,14 @@ def test_slurm_says_which_task_was_killed(tmp_path):
 def test_slurm_says_what_sbatch_refused(tmp_path):
     done = slurm(tmp_path, "JOB=1:3", "log/x.JOB.log", "true", FAKE_REFUSE="Invalid job array specification")
     assert done.returncode == 1 and "refused the job: sbatch: error: Invalid job array" in done.stderr
-    assert "3 jobs are more than MaxArraySize" in done.stderr and not list((tmp_path / "log").iterdir())
+    assert "MaxArraySize (scontrol show config) is under 3" in done.stderr and not list((tmp_path / "log").iterdir())
 
 
 def test_slurm_reports_a_failure_at_once_and_begins_no_more(tmp_path):
     script = 'echo "number $1"; [ "$1" != 1 ]'
     done = slurm(tmp_path, "JOB=1:2", "log/x.JOB.log", "bash", "-c", script, "-", "JOB", FAKE_LOSE="2")
-    assert done.returncode == 1 and "not begun after that: 2\n" in done.stderr and "status 1; the end of log/x.1.log" in done.stderr
+    assert done.returncode == 1 and "status 1; the end of log/x.1.log" in done.stderr
+    assert "not begun after that: 2\n" in done.stderr
     assert (tmp_path / "asked").read_text() == "scancel --state=PENDING 42\n"
 
 

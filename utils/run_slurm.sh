@@ -114,7 +114,7 @@ submitted=0
 wait "$waiting" 2> /dev/null || submitted=$?
 if [ ! -s "$work/id" ]; then
   reason=$(head -n 3 "$work/sbatch.log")
-  [[ $reason != *"array specification"* ]] || reason="$reason; $jobs jobs are more than MaxArraySize in scontrol show config allows"
+  [[ $reason != *"array specification"* ]] || reason="$reason; MaxArraySize (scontrol show config) is under $last"
   rm -rf "$work"
   jobs_error "sbatch refused the job: $reason"
 fi
