@@ -75,6 +75,19 @@ def test_a_window_of_frames_is_enough():
     assert min(widths) < 180 < 400 * 0.4 + 100 < max(widths)  # narrow, and where there is a pause as wide as it takes
 
 
+def test_letters_that_sound_for_long():
+    text, frames = [1, 2, 2, 3, 1], 200
+    scores = torch.full((1, frames, 4), -9.0, dtype=torch.float64)
+    for number, place in enumerate(text):
+        scores[0, 40 * number : 40 * number + 39, place] = 0.0
+        scores[0, 40 * number + 39, 0] = 0.0
+    said = Heard(scores.log_softmax(-1), torch.arange(3)[None])
+    prefixes = Prefixes.empty(said)
+    for place in text:
+        prefixes = prefixes.extended(torch.tensor([place]))
+    assert float(prefixes.ends()) == pytest.approx(float(said.logprobs_bup.max(-1).values.sum()), abs=0.1)
+
+
 def test_rows_of_different_windows_come_together():
     said = spoken([1, 2, 3, 4, 5, 1, 2], frames=200)
     one = Prefixes.empty(said)

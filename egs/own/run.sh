@@ -9,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 about="your own recordings with texts: a folder, a .csv, .tsv or .jsonl table, or a Kaldi directory"
 downloaded=downloads/none
 init=pretrained
+check_download=true # without --corpus it ends before anything is installed
 test_sets="test"
 option dev_share 0.1 "of the utterances for validation, by whole speakers, where the corpus names no sets"
 option test_share 0.1 "likewise for the test set"

@@ -21,7 +21,8 @@ from steermoe.masks import length_mask
 NEVER = -1e9  # log probability of what cannot be; finite, so that differences stay numbers
 NEAR = 4  # units of a frame that get a place
 FAR = 60.0  # nat below a prefix's likeliest frame: it has not been said there
-LINGER = 8  # frames that a unit may sound, and longer if only blanks follow
+LINGER = 8  # frames that a unit may sound; where it goes on, more are looked at
+FADED = 20.0  # nat below a unit's likeliest frame: it does not sound any more
 ROWS = ("rows_r", "last_r", "begin_r", "silent_rw", "spoken_rw")
 SURE = 0.99  # a blank of this probability says nothing: of such frames in a row one is kept
 
@@ -113,9 +114,14 @@ class Prefixes:
 
     def extended(self, places_r: Tensor) -> "Prefixes":
         """Each row with one place's unit more."""
-        frames_rw = self._frames(LINGER)
-        # spoken_u = (spoken_(u-1) + entered_u) p_u and silent_u = (silent_(u-1) + spoken_(u-1)) blank_u, solved for all u at once.
-        spoken_rw = _decaying_sum(self._entered(frames_rw, places_r), self._of(frames_rw, places_r))
+        lingers, count = LINGER, self.heard.logprobs_bup.shape[1]
+        while True:
+            frames_rw = self._frames(lingers)
+            # spoken_u = (spoken_(u-1) + entered_u) p_u and silent_u = (silent_(u-1) + spoken_(u-1)) blank_u, solved for all u at once.
+            spoken_rw = _decaying_sum(self._entered(frames_rw, places_r), self._of(frames_rw, places_r))
+            if frames_rw.shape[1] == count or bool((spoken_rw[:, -1] < spoken_rw.max(1).values - FADED).all()):
+                break
+            lingers *= 4
         ended_rw = torch.nn.functional.pad(spoken_rw, (1, 0), value=NEVER)[:, :-1]
         silent_rw = _decaying_sum(ended_rw, self._of(frames_rw, torch.full_like(places_r, BLANK)))
         return Prefixes(self.heard, self.rows_r, places_r, frames_rw[:, 0], silent_rw, spoken_rw)
