@@ -4,8 +4,8 @@
 usage: local/data_prep.py --corpus downloads/kokoro --out data
 
 As egs/flite, with sentences of 8 to 24 words. Sentence number n draws from a generator of its own: an English voice, how much of
-any other voice is mixed into its style (none, a quarter, a half), and a rate of 0.9 to 1.2; a blend is a speaker. The synthesiser
-draws too, so speech made anew is not the same to the sample. Stopped and started again, it goes on where it was.
+any other voice is mixed into its style (none, a quarter, a half), and a rate of 0.9 to 1.2; a blend is a speaker. Stopped and
+started again, it goes on where it was.
 """
 
 from __future__ import annotations
