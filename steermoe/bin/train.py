@@ -29,6 +29,9 @@ def main(argv=None) -> None:
     parser.add_argument("--exp", type=Path, required=True, help="experiment folder")
     parser.add_argument("--ngpu", type=int, default=0, help="GPUs of a process: 0 or 1")
     args, config = parse_with_config(parser, argv)
+    if args.ngpu > 1:
+        how = f"torchrun --nproc-per-node {args.ngpu} -m steermoe.bin.train … --ngpu 1"
+        raise UserError(f"--ngpu {args.ngpu}: a process has one GPU at most; for more: {how}")
     adapter = args.exp / "checkpoints" / "best.safetensors"
     relevant = {key: value for key, value in config.to_dict().items() if key != "decode_conf"}
     inputs = [args.train, args.dev, *init_files(config.init)]
