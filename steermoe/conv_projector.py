@@ -20,41 +20,31 @@ class ConvProjector(nn.Module):
     """Linear to dim (D), blocks of convolution and feed-forward, masked average pooling, linear to the LLM's width.
 
     kernel: frames in a pool (1: all of the encoder's 50 a second, which spelling needs). reach: frames that a convolution sees,
-    odd. dropout: in training. layers: the encoder's last ones that are read, 1 for the last alone: what a sound is like is clearer
-    in the middle ones.
+    odd. dropout: in training.
     """
 
     def __init__(
-        self, encoder_dim: int, llm_dim: int, *, kernel: int = 1, dim: int = 256, blocks: int = 2, reach: int = 15, dropout: float = 0.1,
-        layers: int = 1,
-    ):  # fmt: skip
+        self, encoder_dim: int, llm_dim: int, *, kernel: int = 1, dim: int = 256, blocks: int = 2, reach: int = 15, dropout: float = 0.1
+    ):
         super().__init__()
-        for key, value in {"kernel": kernel, "dim": dim, "blocks": blocks, "reach": reach, "layers": layers}.items():
+        for key, value in {"kernel": kernel, "dim": dim, "blocks": blocks, "reach": reach}.items():
             if value < 1:
                 raise UserError(f"projector_conf.{key}: {value}; at least 1 is needed")
         if reach % 2 == 0:
             raise UserError(f"projector_conf.reach: {reach} is even; a convolution that keeps the number of frames needs an odd one")
         if not 0 <= dropout < 1:
             raise UserError(f"projector_conf.dropout: {dropout} is not from 0 to below 1")
-        self.kernel, self.layers = kernel, layers
-        if layers > 1:  # begins at zero: an adapter that read the last layer alone can learn to read more
-            self.lower_norm = nn.LayerNorm(encoder_dim, elementwise_affine=False)
-            self.lower = nn.Parameter(torch.zeros(layers - 1, encoder_dim, dim))
+        self.kernel = kernel
         self.enter = nn.Linear(encoder_dim, dim)
         self.blocks = nn.ModuleList(ConvBlock(dim, reach, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
         self.leave = nn.Linear(dim, llm_dim)
 
     def forward(self, hidden_btd: Tensor, lens_b: Tensor, final_norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """hidden_btd (B, T, layers x encoder width), the last layer first, any float dtype; lens_b (B,) -> P_audio (B, U, H) float32,
-        audio_lens_b (B,) int64.
-        """
+        """hidden_btd (B, T, encoder width) any float dtype, lens_b (B,) -> P_audio (B, U, H) float32, audio_lens_b (B,) int64."""
         mask_bt = length_mask(lens_b, hidden_btd.shape[1])
         with torch.autocast(hidden_btd.device.type, hidden_btd.dtype, enabled=hidden_btd.dtype == torch.bfloat16):
-            last_btd, *lower = hidden_btd.chunk(self.layers, -1)
-            x_btd = self.enter(final_norm(last_btd))
-            for layer, lower_btd in enumerate(lower):
-                x_btd = x_btd + self.lower_norm(lower_btd.float()).to(x_btd.dtype) @ self.lower[layer].to(x_btd.dtype)
+            x_btd = self.enter(final_norm(hidden_btd))
             for block in self.blocks:
                 x_btd = block(x_btd, mask_bt)
             pooled_bud, audio_lens_b = masked_pool(self.norm(x_btd.float()), lens_b, self.kernel)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from steermoe.config import Config
 from steermoe.data.collator import Batch
-from steermoe.errors import UserError
 from steermoe.merge import IGNORE, Merged, merge_layout, merge_vectors
 from steermoe.registry import resolve
 
@@ -29,8 +28,6 @@ class SteerMoE(nn.Module):
     def __init__(self, encoder: nn.Module, steering: nn.Module, projector: nn.Module, llm: nn.Module):
         super().__init__()
         self.encoder, self.steering, self.projector, self.llm = encoder, steering, projector, llm
-        if (layers := getattr(projector, "layers", 1)) > encoder.num_layers:
-            raise UserError(f"projector_conf.layers: {layers}, the encoder has {encoder.num_layers}")
         if hasattr(projector, "attach"):
             projector.attach(llm)
 
@@ -52,19 +49,8 @@ class SteerMoE(nn.Module):
         return self
 
     def hear(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Equations 1 to 3 in every layer. -> hidden_btd, frame_lens_b of the steered encoder; for a projector that reads several layers
-        their hidden states side by side, the last one first.
-        """
-        first, lower = self.encoder.num_layers - getattr(self.projector, "layers", 1), []
-
-        def steer(layer: int, hidden_btd: Tensor) -> Tensor:
-            steered_btd = self.steering(layer, hidden_btd)
-            if first <= layer < self.encoder.num_layers - 1:
-                lower.append(steered_btd)
-            return steered_btd
-
-        hidden_btd, lens_b = self.encoder(batch.feats_bfm, batch.feat_lens_b, steer)
-        return torch.cat([hidden_btd, *(one_btd[:, : hidden_btd.shape[1]] for one_btd in reversed(lower))], -1), lens_b
+        """Equations 1 to 3 in every layer. -> hidden_btd, frame_lens_b of the steered encoder."""
+        return self.encoder(batch.feats_bfm, batch.feat_lens_b, self.steering)
 
     def listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """P_audio: the steered encoder, pooling, projection. -> (B, U, H), audio_lens_b (B,)."""

@@ -38,7 +38,6 @@ class TokenProjector(nn.Module):
             raise UserError(f"projector_conf.frames_conf: unknown key {unknown[0]}{nearest(unknown[0], known)}")
         self.candidates, self.kind = candidates, units
         self.frames = resolve("projector", frames)(encoder_dim, llm_dim, **conf)
-        self.layers = getattr(self.frames, "layers", 1)
         self.blank = nn.Parameter(torch.zeros(llm_dim))
         self.blank_bias = nn.Parameter(torch.zeros(()))
 

@@ -56,8 +56,6 @@ def start_at(model: SteerMoE, config: Config) -> None:
     trained, metadata = read_metadata(path)
     check_bases(path, metadata, model, "start at an adapter of these, or give the right ones with --encoder-model and --llm")
     tensors = load_file(path)
-    # What is new in the model and begins at zero changes nothing.
-    tensors |= {name: new for name, new in model.adapter_state().items() if name not in tensors and not new.any()}
     if shapes(tensors) != shapes(model.adapter_state()):
         theirs, ours = ({key: one.to_dict()[key] for key in ADAPTER_KEYS} for one in (trained, config))
         changed = "; ".join(differences(theirs, ours)) or "made by another version of the code"

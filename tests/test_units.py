@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import tiny
-from steermoe.checkpoint import save_adapter
 from steermoe.config import DecodeConf, config_from_dict
 from steermoe.ctc import confidence
 from steermoe.data.collator import Collator
@@ -16,7 +15,6 @@ from steermoe.errors import UserError
 from steermoe.model import SteerMoE
 from steermoe.train.objectives import Joint, answers
 from steermoe.units import ByteUnits, TokenUnits, token_bytes
-from steermoe.warm_start import start_at
 
 
 @pytest.fixture()
@@ -199,35 +197,3 @@ def test_a_context_takes_the_place_of_the_prompt_with_audio(model, batch, monkey
     assert len(decode_batch(model, batch, [0.8, 1.2, 2.0], conf)) == 3
     wanted = model.llm.embed(torch.tensor(model.llm.encode("one line\n")))
     assert all(torch.equal(row, wanted) for row in read[0]) and len(read[0]) == 3
-
-
-def layered(tiny_config, layers):
-    conf = {"units": "bytes", "frames": "conv", "frames_conf": {"dim": 16, "blocks": 1, "reach": 5, "layers": layers}}
-    tree = tiny_config.to_dict() | {"projector": "token", "projector_conf": conf, "objective": "joint", "objective_conf": {}}
-    return config_from_dict(tree)
-
-
-def test_lower_layers_are_read_and_begin_at_zero(tiny_config, tmp_path):
-    data = AudioTextDataset(tiny.make_dataset(tmp_path, [50, 123]))
-    one, two = (SteerMoE.from_config(layered(tiny_config, layers)).eval() for layers in (1, 2))
-    batch = Collator(one.llm, "x")([data[0], data[1]])
-    save_adapter(tmp_path / "adapter.safetensors", one, layered(tiny_config, 1), 1, {})
-    config = layered(tiny_config, 2)
-    config.init = str(tmp_path / "adapter.safetensors")
-    start_at(two, config)
-    with torch.no_grad():
-        hidden_btd, lens_b = two.hear(batch)
-        last_btd, below_btd = hidden_btd.chunk(2, -1)
-        assert torch.equal(last_btd, one.hear(batch)[0]) and not torch.equal(last_btd, below_btd)
-        before = [model.projector.hear(*model.hear(batch), model.encoder.final_norm)[0] for model in (one, two)]
-        torch.testing.assert_close(*before)
-        two.projector.frames.lower.normal_()
-        after = two.projector.hear(hidden_btd, lens_b, two.encoder.final_norm)[0]
-        assert not torch.allclose(before[1], after)
-        (alone, lens) = two.hear(Collator(two.llm, "x")([data[0]]))
-        scores_uc = two.projector.hear(alone, lens, two.encoder.final_norm)[0][0]
-        torch.testing.assert_close(scores_uc, after[0, : int(lens[0])], atol=1e-4, rtol=1e-4)
-    with pytest.raises(UserError, match="projector_conf.layers: 3, the encoder has 2"):
-        SteerMoE.from_config(layered(tiny_config, 3))
-    with pytest.raises(UserError, match="projector_conf.layers: 0; at least 1"):
-        SteerMoE.from_config(layered(tiny_config, 0))
