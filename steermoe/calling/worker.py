@@ -143,6 +143,7 @@ def main() -> None:
     """The tools' side."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # a process that is ended has shown what it printed
 
     def answer(value: dict) -> None:
         print(json.dumps(value, ensure_ascii=False), file=out, flush=True)
