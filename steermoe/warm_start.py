@@ -7,6 +7,7 @@ themselves, what is scored, and how long and how fast to train stay the recipe's
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ KEPT = {  # of the recipe, where the rest comes from the adapter
     "llm_conf": ("model", "dtype", "quantization"),
     "decode_conf": ("unit", "normalizer", "batch_frames", "max_batch"),
 }
+ENDS_A_BRANCH = re.compile(r"\.(mix|down)\.(weight|bias)$")  # of steermoe.conv_projector.ConvBlock
 ADAPTER_KEYS = ("steering", "steering_conf", "projector", "projector_conf")
 
 
@@ -55,12 +57,20 @@ def start_at(model: SteerMoE, config: Config) -> None:
     path = find_adapter(config.init)
     trained, metadata = read_metadata(path)
     check_bases(path, metadata, model, "start at an adapter of these, or give the right ones with --encoder-model and --llm")
-    tensors = load_file(path)
+    tensors = deeper(load_file(path), model.adapter_state())
     if shapes(tensors) != shapes(model.adapter_state()):
         theirs, ours = ({key: one.to_dict()[key] for key in ADAPTER_KEYS} for one in (trained, config))
         changed = "; ".join(differences(theirs, ours)) or "made by another version of the code"
         raise UserError(f"init {config.init}: of another shape ({changed}); as an option, --init takes its settings too")
     model.load_adapter_state(tensors)
+
+
+def deeper(trained: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`trained` with the blocks of convolutions that only the new model has (more `blocks`): fresh ones, which at first add nothing
+    to what passes through, as the last layers of their two branches are 0.
+    """
+    added = {name: tensor for name, tensor in fresh.items() if name not in trained and ".blocks." in name}
+    return trained | {name: tensor * 0 if ENDS_A_BRANCH.search(name) else tensor for name, tensor in added.items()}
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -101,6 +101,19 @@ def test_training_starts_at_its_tensors(recipe, adapter):
         assert trained.keys() == tensors.keys() and all(torch.equal(value, tensors[key]) for key, value in trained.items())
 
 
+def test_a_deeper_projector_starts_where_the_shallower_one_ended(recipe, adapter):
+    """The added block changes nothing before it is trained, and is trained."""
+    config = load_config("train.yaml", ["--projector-conf.frames-conf.blocks", "3"], init=str(adapter))
+    deep, shallow = SteerMoE.from_config(config), SteerMoE.from_config(load_config("train.yaml", init=str(adapter)))
+    start_at(deep, config)
+    start_at(shallow, load_config("train.yaml", init=str(adapter)))
+    hidden_btd, lens_b = torch.randn(2, 12, 32), torch.tensor([12, 7])
+    outputs = [model.projector.frames.eval()(hidden_btd, lens_b, torch.nn.Identity())[0] for model in (deep, shallow)]
+    assert torch.equal(*outputs)
+    last = run_training("--init", adapter, "--projector-conf.frames-conf.blocks", 3) / "last.safetensors"
+    assert all((safetensors.torch.load_file(last)[f"projector.frames.blocks.{n}.mix.weight"] != 0).all() for n in (1, 2))
+
+
 def test_an_interrupted_training_from_an_adapter_ends_with_the_same_bytes(recipe, adapter):
     whole = run_training("--init", adapter)
     stopped = run_training("--init", adapter, "--train-conf.max-steps", 2, exp="exp/two")
