@@ -1,4 +1,8 @@
-"""A real Slurm of one node for tests: munged, slurmctld and slurmd as children of this process, all they write in one folder."""
+"""A real Slurm of one node for tests: munged, slurmctld and slurmd, all they write in one folder.
+
+They and their tasks are alone in a namespace of processes: the kernel ends them all with its first one, and that ends when the pipe
+from this process does, which the kernel closes however this process ends.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,15 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue", "scontrol", "sinfo")
+NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+DAEMONS = """
+munged --foreground --force --key-file="$1/munge.key" --socket="$1/munge.socket" --pid-file="$1/munge.pid" \\
+  --log-file="$1/munge.log" --seed-file="$1/munge.seed" &
+until [ -S "$1/munge.socket" ]; do sleep 0.05; done
+slurmctld -D -c &
+slurmd -D -N "$2" &
+read -r _
+"""
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian has the daemons
 CONFIG = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -43,15 +56,23 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing() -> list[str]:
-    """The programs that are not installed (Debian: slurm-wlm, munge)."""
-    return [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
+def missing() -> str:
+    """Why there can be no Slurm here, "" if there can."""
+    if lacking := [name for name in PROGRAMS if not shutil.which(name, path=PATH)]:
+        return f"{', '.join(lacking)} not installed; Debian: apt-get install slurm-wlm munge"
+    if os.geteuid() != 0:
+        return "a namespace for Slurm's daemons: root alone may make one"
+    tried = subprocess.run([*NAMESPACE, "true"], capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"no namespace for Slurm's daemons: {tried.stderr.strip()}"
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "") -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "", logs: Path | None = None) -> None:
+    """AssertionError where it does not come true, with what the logs in the folder `logs` say."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        if time.monotonic() > deadline:
+            said = [file.read_text()[-1000:] for file in sorted(logs.glob("*.log"))] if logs else []
+            raise AssertionError("\n".join([f"not within {seconds} s: {what or condition}", *said]))
         time.sleep(0.05)
 
 
@@ -70,11 +91,6 @@ class Cluster:
         """Of every task in the queue: {"12_3": "RUNNING"}."""
         return dict(line.split() for line in self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines())
 
-    def start(self, program: str, *options: str) -> subprocess.Popen:
-        with open(self.folder / f"{program}.out", "ab") as output:
-            command = [shutil.which(program, path=PATH), *options]
-            return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-
 
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Cluster]:
@@ -90,22 +106,14 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
         other.bind(("127.0.0.1", 0))
         ports = one.getsockname()[1], other.getsockname()[1]
     (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, user=getpass.getuser(), ports=ports))
-    files = {"key-file": key, "socket": folder / "munge.socket"}
-    files |= {f"{name}-file": folder / f"munged.{name}" for name in ("pid", "log", "seed")}
-    daemons = [cluster.start("munged", "--foreground", "--force", *(f"--{name}={file}" for name, file in files.items()))]
+    command = [*NAMESPACE, "bash", "-c", DAEMONS, "-", str(folder), host]
+    with open(folder / "daemons.log", "wb") as output:
+        settings = {"env": cluster.environment, "stdin": subprocess.PIPE, "stdout": output, "stderr": output}
+        daemons = subprocess.Popen(command, start_new_session=True, **settings)
+    ready = lambda: (folder / "munge.socket").exists() and cluster.ask("sinfo", "--noheader", "--format=%t") == "idle"  # noqa: E731
     try:
-        wait_for((folder / "munge.socket").exists, what=f"munged, see {folder}")
-        daemons.append(cluster.start("slurmctld", "-D", "-c"))
-        daemons.append(cluster.start("slurmd", "-D", "-N", host))
-        wait_for(lambda: cluster.ask("sinfo", "--noheader", "--format=%t") == "idle", what=f"slurmctld and slurmd, see {folder}")
+        wait_for(ready, what="Slurm ready", logs=folder)
         yield cluster
-        cluster.ask("scancel", f"--user={getpass.getuser()}")
-        wait_for(lambda: not cluster.states(), what="the last tasks to end")
     finally:
-        for daemon in reversed(daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+        daemons.stdin.close()
+        daemons.wait()

@@ -1,9 +1,9 @@
 """utils/run_slurm.sh on a real Slurm, which these tests start and stop: features and hypotheses are those of the local back end,
 also where Slurm ends a task half-way.
 
-To run them: `apt-get install slurm-wlm munge` (no service needs to run, nothing of the machine's own Slurm is touched), then
-`tools/test.sh --slow tests/test_slurm.py`. Daemons run as whoever runs the tests; about two minutes, most of it for python to
-start. What the back end says and how it calls Slurm is tested without one in test_jobs.py.
+To run them, as root: `apt-get install slurm-wlm munge` (no service needs to run, nothing of the machine's own Slurm is touched),
+then `tools/test.sh --slow tests/test_slurm.py`; about a minute. What the back end says and how it calls Slurm is tested without
+one in test_jobs.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Iterable
 
 import numpy as np
 import pytest
@@ -31,42 +32,47 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    if missing := slurm_cluster.missing():
-        pytest.skip(f"{', '.join(missing)} not installed; Debian: apt-get install slurm-wlm munge")
+def possible():
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def cluster(possible):
     with tempfile.TemporaryDirectory(prefix="slurm") as folder, slurm_cluster.slurm_cluster(Path(folder)) as running:
         yield running
 
 
 class Jobs:
-    """cmd.sh in a folder with blanks in its name. `start` and `run` take a back end and cmd.sh's command line."""
+    """cmd.sh through Slurm, in a folder with blanks in its name. `start` and `run` take cmd.sh's command line."""
 
     def __init__(self, folder: Path, cluster):
         self.folder, self.cluster = folder, cluster
-        self.environment = cluster.environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        # $PIPELINE_PID: where these tests are killed, what they have started ends too.
+        self.environment = cluster.environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PIPELINE_PID": str(os.getpid())}
         folder.mkdir()
 
-    def start(self, backend: str, *words: str) -> subprocess.Popen:
-        command, output = ["bash", str(ROOT / "utils" / "cmd.sh"), *words], open(self.folder / "screen", "w")
-        environment = self.environment | {"CMD_BACKEND": backend}
-        with output:
+    def start(self, *words: str) -> subprocess.Popen:
+        command, environment = ["bash", str(ROOT / "utils" / "cmd.sh"), *words], self.environment | {"CMD_BACKEND": "slurm"}
+        with open(self.folder / "screen", "w") as output:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stderr=output, start_new_session=True)
 
     def end(self, process: subprocess.Popen) -> tuple[int, str]:
         """Status and what was on the screen."""
         return process.wait(timeout=600), (self.folder / "screen").read_text()
 
-    def run(self, backend: str, *words: str) -> tuple[int, str]:
-        return self.end(self.start(backend, *words))
+    def run(self, *words: str) -> tuple[int, str]:
+        return self.end(self.start(*words))
 
-    def verb(self, backend: str, verb: str, log: str, nj: int, *words: str) -> subprocess.Popen:
+    def verb(self, verb: str, log: str, nj: int, *words: str) -> subprocess.Popen:
         """The command line of stages 1 and 5."""
         command = [sys.executable, "-m", f"steermoe.bin.{verb}", *words, "--nj", str(nj), "--job", "JOB"]
-        return self.start(backend, f"JOB=1:{nj}", log, *command)
+        return self.start(f"JOB=1:{nj}", log, *command)
 
-    def merge(self, verb: str, nj: int, *words: str) -> None:
-        """In this process, whose folder is `folder`."""
-        importlib.import_module(f"steermoe.bin.{verb}").main([*words, "--nj", str(nj), "--job", "0"])
+    def here(self, verb: str, nj: int, jobs: Iterable[int], *words: str) -> None:
+        """In this process, whose folder is `folder`; job 0 joins what the others have left."""
+        for job in jobs:
+            importlib.import_module(f"steermoe.bin.{verb}").main([*words, "--nj", str(nj), "--job", str(job)])
 
     def id_of(self, log: str) -> str:
         """The job of the array that now runs."""
@@ -74,6 +80,35 @@ class Jobs:
         folder = self.folder / Path(log).parent
         wait_for(lambda: any(file.read_text().strip() for file in folder.glob(files)), what="sbatch")
         return next(folder.glob(files)).read_text().split(";")[0].strip()
+
+
+STARTER = """
+import pathlib, sys, time
+from slurm_cluster import slurm_cluster, wait_for
+with slurm_cluster(pathlib.Path(sys.argv[1])) as cluster:
+    cluster.ask("sbatch", "--output=/dev/null", "--wrap=sleep 600")
+    wait_for(lambda: "RUNNING" in cluster.states().values())
+    print("running", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_is_left_when_the_tests_are_killed(possible):
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder:
+        running = lambda: [path for path in Path("/proc").glob("[0-9]*/environ") if folder.encode() in content(path)]  # noqa: E731
+        command, environment = [sys.executable, "-c", STARTER, folder], os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+        with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == "running\n"
+            assert len(running()) >= 6  # three daemons, the one that watches the task, the task and its sleep
+            process.kill()
+        wait_for(lambda: not running(), 10, "the daemons and the task to end")
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 @pytest.fixture
@@ -89,8 +124,8 @@ def shell(script: str) -> list[str]:
 
 def test_tasks_run_at_the_same_time_and_only_so_many(jobs):
     script = 'touch "on.$1"; sleep 1; ls | grep -c ^on >> seen; sleep 1; rm "on.$1"; echo "number $1, $OMP_NUM_THREADS threads"'
-    status, screen = jobs.run("slurm", "--max-jobs-run", "2", "--num-threads", "2", "JOB=1:3", "log/x.JOB.log", *shell(script))
-    assert (status, screen) == (0, "")
+    status, screen = jobs.run("--max-jobs-run", "2", "--num-threads", "2", "JOB=1:3", "log/x.JOB.log", *shell(script))
+    assert status == 0 and "failed" not in screen
     assert max(map(int, (jobs.folder / "seen").read_text().split())) == 2
     text = (jobs.folder / "log/x.3.log").read_text()
     assert "number 3, 2 threads" in text and "# Slurm job " in text and "# Ended (code 0)" in text
@@ -100,22 +135,22 @@ def test_tasks_run_at_the_same_time_and_only_so_many(jobs):
 def test_a_failing_task_fails_the_stage_names_its_log_and_no_more_begin(jobs):
     script = 'echo "what happened in $1"; [ "$1" != 1 ] || kill -9 $$; sleep 1'
     begun = time.monotonic()
-    status, screen = jobs.run("slurm", "--max-jobs-run", "1", "JOB=1:9", "log/x.JOB.log", *shell(script))
+    status, screen = jobs.run("--max-jobs-run", "1", "JOB=1:9", "log/x.JOB.log", *shell(script))
     assert status == 1 and "job 1 of 1:9 failed with status 137; the end of log/x.1.log" in screen
     assert "| what happened in 1" in screen and "not begun after that: " in screen and " 8 9\n" in screen
     assert time.monotonic() - begun < 30
 
 
 def test_a_task_that_cannot_be_is_refused_with_slurms_reason(jobs):
-    status, screen = jobs.run("slurm", "JOB=1:200", "log/x.JOB.log", "true")
+    status, screen = jobs.run("JOB=1:200", "log/x.JOB.log", "true")
     assert status == 1 and "sbatch refused the job" in screen and "MaxArraySize (scontrol show config) is under 200" in screen
-    status, screen = jobs.run("slurm", "--gpu", "1", "log/x.log", "true")
+    status, screen = jobs.run("--gpu", "1", "log/x.log", "true")
     assert status == 1 and "sbatch refused the job" in screen and "gres" in screen
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_it_cancels_the_tasks(jobs, number, status):
-    process = jobs.start("slurm", "JOB=1:2", "log/x.JOB.log", *shell('echo begun >> begun; sleep 100'))
+    process = jobs.start("JOB=1:2", "log/x.JOB.log", *shell('echo begun >> begun; sleep 100'))
     wait_for((jobs.folder / "begun").exists)
     os.killpg(process.pid, number)  # as Ctrl-C does: to all that run in the foreground
     assert jobs.end(process)[0] == status
@@ -124,11 +159,11 @@ def test_stopped_it_cancels_the_tasks(jobs, number, status):
 
 def test_a_run_after_one_that_was_killed_waits_for_its_tasks(jobs):
     script = 'echo "begin $1" >> order; sleep 3; echo "end $1" >> order'
-    process = jobs.start("slurm", "JOB=1:2", "log/x.JOB.log", *shell(script))
+    process = jobs.start("JOB=1:2", "log/x.JOB.log", *shell(script))
     wait_for(lambda: (jobs.folder / "order").exists())
     os.killpg(process.pid, signal.SIGKILL)  # also of sbatch, which would go on waiting
     process.wait()
-    status, screen = jobs.run("slurm", "JOB=1:2", "log/x.JOB.log", *shell(script))
+    status, screen = jobs.run("JOB=1:2", "log/x.JOB.log", *shell(script))
     assert status == 0 and "waiting for Slurm job" in screen
     words = [line.split()[0] for line in (jobs.folder / "order").read_text().splitlines()]
     assert words == ["begin", "begin", "end", "end"] * 2
@@ -163,12 +198,12 @@ def recipe(jobs, tiny_bases, tiny_config):
 
 def test_dump_with_a_task_requeued_half_way_equals_the_local_one(recipe):
     words = ("--config", "train.yaml", "--data", "data", "--allow-pipes", "true", "--out")
-    assert recipe.end(recipe.verb("local", "dump", "local/log/dump.JOB.log", 3, *words, "local"))[0] == 0
+    recipe.here("dump", 3, (1, 2, 3, 0), *words, "local")
     read = recipe.folder / "read"
     read.write_text("")
     (recipe.folder / "gate").touch()
-    process = recipe.verb("slurm", "dump", "dump/log/dump.JOB.log", 3, *words, "dump")
-    wait_for(lambda: "b-2" in read.read_text(), 300, "the second utterance of job 2")
+    process = recipe.verb("dump", "dump/log/dump.JOB.log", 3, *words, "dump")
+    wait_for(lambda: "b-2" in read.read_text(), 100, "the second utterance of job 2")
     task = f"{recipe.id_of('dump/log/dump.JOB.log')}_2"
     recipe.cluster.ask("scontrol", "requeue", task)
     wait_for(lambda: recipe.cluster.states().get(task) == "PENDING", what="the task to be queued again")
@@ -177,8 +212,7 @@ def test_dump_with_a_task_requeued_half_way_equals_the_local_one(recipe):
     status, screen = recipe.end(process)
     assert status == 0, screen
     assert sorted(read.read_text().split()) == sorted([*UTTS, "b-2"])  # b-1 was there already, b-2 was begun twice
-    for name in ("local", "dump"):
-        recipe.merge("dump", 3, *words, name)
+    recipe.here("dump", 3, [0], *words, "dump")
     for name in ("feats.1.ark", "feats.2.ark", "feats.3.ark", "utt2num_frames"):
         assert (recipe.folder / "dump" / name).read_bytes() == (recipe.folder / "local" / name).read_bytes()
     index = (recipe.folder / "dump" / "feats.scp").read_text()
@@ -201,13 +235,13 @@ def test_decode_with_a_task_cancelled_half_way_and_run_again_equals_the_local_on
     (folder / "data.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     gate.symlink_to("all.ark")
     words = ("--exp", "exp", "--data", "data.jsonl", "--decode-conf.max-batch", "1", "--out")
-    assert recipe.end(recipe.verb("local", "decode", "local/log/decode.JOB.log", 2, *words, "local"))[0] == 0
+    recipe.here("decode", 2, (1, 2, 0), *words, "local")
 
     gate.unlink()
     os.mkfifo(gate)  # whoever opens it waits
-    process = recipe.verb("slurm", "decode", "slurm/log/decode.JOB.log", 2, *words, "slurm")
-    journals = lambda: {path.name[-8]: path.read_text() for path in (folder / "slurm").glob(".hyp.*.part")}  # noqa: E731
-    wait_for(lambda: [text.count("\n") for _, text in sorted(journals().items())] == [5, 2], 300, "two batches of job 2")
+    process = recipe.verb("decode", "slurm/log/decode.JOB.log", 2, *words, "slurm")
+    journals = lambda: [path.read_text() for path in sorted((folder / "slurm").glob(".hyp.*.part"))]  # noqa: E731
+    wait_for(lambda: [text.count("\n") for text in journals()] == [5, 2], 100, "two batches of job 2")
     before = journals()
     recipe.cluster.ask("scancel", f"{recipe.id_of('slurm/log/decode.JOB.log')}_2")
     status, screen = recipe.end(process)
@@ -217,12 +251,11 @@ def test_decode_with_a_task_cancelled_half_way_and_run_again_equals_the_local_on
 
     gate.unlink()
     gate.symlink_to("all.ark")
-    status, screen = recipe.end(recipe.verb("slurm", "decode", "slurm/log/decode.JOB.log", 2, *words, "slurm"))
+    status, screen = recipe.end(recipe.verb("decode", "slurm/log/decode.JOB.log", 2, *words, "slurm"))
     assert status == 0, screen
     after = journals()
-    assert after["1"] == before["1"] and after["2"].startswith(before["2"]) and after["2"].count("\n") == 4
-    for name in ("local", "slurm"):
-        recipe.merge("decode", 2, *words, name)
+    assert after[0] == before[0] and after[1].startswith(before[1]) and after[1].count("\n") == 4
+    recipe.here("decode", 2, [0], *words, "slurm")
     for name in ("hyp.trn", "ref.trn", "text"):
         assert (folder / "slurm" / name).read_bytes() == (folder / "local" / name).read_bytes()
     assert len((folder / "slurm" / "hyp.trn").read_text().splitlines()) == len(UTTS)
