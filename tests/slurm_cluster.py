@@ -1,7 +1,7 @@
 """A real Slurm of one node for tests: munged, slurmctld and slurmd, all they write in one folder.
 
-They and their tasks are alone in a namespace of processes: the kernel ends them all with its first one, and that ends when the pipe
-from this process does, which the kernel closes however this process ends.
+They and their tasks are alone in a namespace of processes: the kernel ends them all with its first one, and that ends when the
+pipe from this process does, which the kernel closes however this process ends.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
     with open(folder / "daemons.log", "wb") as output:
         settings = {"env": cluster.environment, "stdin": subprocess.PIPE, "stdout": output, "stderr": output}
         daemons = subprocess.Popen(command, start_new_session=True, **settings)
-    ready = lambda: (folder / "munge.socket").exists() and cluster.ask("sinfo", "--noheader", "--format=%t") == "idle"  # noqa: E731
+    state = ("sinfo", "--noheader", "--format=%t")
+    ready = lambda: (folder / "munge.socket").exists() and cluster.ask(*state) == "idle"  # noqa: E731
     try:
         wait_for(ready, what="Slurm ready", logs=folder)
         yield cluster

@@ -1,4 +1,4 @@
-"""utils/run_slurm.sh on a real Slurm, which these tests start and stop: features and hypotheses are those of the local back end,
+"""utils/run_slurm.sh on a real Slurm, which these tests start and stop: features and hypotheses are those of this process,
 also where Slurm ends a task half-way.
 
 To run them, as root: `apt-get install slurm-wlm munge` (no service needs to run, nothing of the machine's own Slurm is touched),
@@ -49,7 +49,8 @@ class Jobs:
     def __init__(self, folder: Path, cluster):
         self.folder, self.cluster = folder, cluster
         # $PIPELINE_PID: where these tests are killed, what they have started ends too.
-        self.environment = cluster.environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PIPELINE_PID": str(os.getpid())}
+        own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PIPELINE_PID": str(os.getpid())}
+        self.environment = cluster.environment | own
         folder.mkdir()
 
     def start(self, *words: str) -> subprocess.Popen:
@@ -95,7 +96,8 @@ with slurm_cluster(pathlib.Path(sys.argv[1])) as cluster:
 
 def test_nothing_is_left_when_the_tests_are_killed(possible):
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:
-        running = lambda: [path for path in Path("/proc").glob("[0-9]*/environ") if folder.encode() in content(path)]  # noqa: E731
+        there = folder.encode()  # in the environment of each
+        running = lambda: [path for path in Path("/proc").glob("[0-9]*/environ") if there in content(path)]  # noqa: E731
         command, environment = [sys.executable, "-c", STARTER, folder], os.environ | {"PYTHONPATH": str(ROOT / "tests")}
         with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) as process:
             assert process.stdout.readline() == "running\n"
