@@ -224,6 +224,39 @@ def test_a_session_at_the_keyboard_goes_on_after_an_error(tiny_model, tmp_path, 
     assert len(conversation.messages) == 2
 
 
+@pytest.fixture()
+def reader(tiny_config):
+    """An adapter that reads by CTC over bytes, and hears something in noise."""
+    tiny_config.projector, tiny_config.projector_conf = "token", {"frames_conf": {"kernel": 8}, "units": "bytes"}
+    tiny_config.decode_conf.ctc_weight = 1.0
+    model = SteerMoE.from_config(tiny_config).eval()
+    with torch.no_grad():
+        model.projector.blank_bias.fill_(-1e4)
+    return model
+
+
+def test_another_llm_talks_about_what_the_adapter_reads(reader, tiny_config, tmp_path):
+    tiny.make_llm(tmp_path / "llm", seed=9, hidden_size=48, num_attention_heads=6)
+    talker = CausalLM.from_pretrained(str(tmp_path / "llm"), dtype="float32")
+    conversation = Conversation(reader, max_tokens=6, decode_conf=tiny_config.decode_conf, talker=talker)
+    answer = conversation.say("what is", noise(0.8), "?")
+    heard = conversation.messages[0]["content"]
+    assert heard.startswith("what is ") and heard.endswith(" ?") and len(heard) > len("what is  ?")
+    as_text = Conversation(reader, max_tokens=6, decode_conf=tiny_config.decode_conf, talker=talker)
+    assert as_text.template.check_text(heard) == heard and as_text.say(heard) == answer
+    save_adapter(tmp_path / "adapter.safetensors", reader, tiny_config, 0, {})
+    soundfile.write(tmp_path / "a.wav", noise(0.8), 16000, subtype="FLOAT")
+    args = chat.make_parser().parse_args(["--model", str(tmp_path), "--talker", str(tmp_path / "llm"), "--max-tokens", "6"])
+    assert chat.make_conversation(args).say("what is", tmp_path / "a.wav", "?") == answer
+
+
+def test_another_llm_needs_an_adapter_that_reads(tiny_model, reader, tiny_config):
+    for model, weight in ((tiny_model, 0.0), (reader, 0.0), (reader, 0.4)):  # 0.4 without a context needs a prompt
+        tiny_config.decode_conf.ctc_weight = weight
+        with pytest.raises(UserError, match="another LLM understands nothing but text"):
+            Conversation(model, decode_conf=tiny_config.decode_conf, talker=tiny_model.llm)
+
+
 def test_the_verb_answers_turn_by_turn(tiny_model, tiny_config, tmp_path, capsys):
     save_adapter(tmp_path / "adapter.safetensors", tiny_model, tiny_config, 0, {})
     wav = tmp_path / "a.wav"

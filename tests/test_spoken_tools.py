@@ -144,6 +144,21 @@ def test_asked_killed_and_asked_again_gives_the_same_answers(scripts, adapter, t
     assert "|voice|all|2|" in report and "2 of 2 answers are identical" in report and report.strip() in capsys.readouterr().out
 
 
+def test_another_llm_is_asked_what_the_adapter_reads(scripts, tiny_config, tmp_path):
+    from steermoe.model import SteerMoE
+
+    tiny_config.projector, tiny_config.projector_conf = "token", {"frames_conf": {"kernel": 8}, "units": "bytes"}
+    tiny_config.decode_conf.ctc_weight = 1.0
+    save_adapter(tmp_path / "adapter.safetensors", SteerMoE.from_config(tiny_config), tiny_config, 0, {})
+    path = write_queries(tmp_path / "q.jsonl", [PLAIN])
+    scripts["speak"].main(["--queries", str(path), "--out", str(tmp_path / "data"), "--tts", TTS])
+    words = ["--model", str(tmp_path / "adapter.safetensors"), "--queries", str(path), "--data", str(tmp_path / "data")]
+    words += ["--conditions", "text voice", "--max-tokens", "4", "--out", str(tmp_path / "out")]
+    scripts["ask"].main([*words, "--talker", tiny_config.llm_conf["model"]])
+    text, voice = (answer["turns"][0] for answer in read_jsonl(tmp_path / "out" / "answers.jsonl"))
+    assert "heard" not in text and isinstance(voice["heard"], str) and voice["heard"] != PLAIN["say"] == voice["said"]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [(["--conditions", "song"], "known are text"), (["--tools", "tools.py", "--conditions", "alone"], "no tool loop")],

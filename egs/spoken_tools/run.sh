@@ -18,6 +18,9 @@ option lists "tools_en questions_en" "lists of queries/, as one word: tools_en, 
 option lang en "language of the speech, for the encoder's own decoder"
 option tts "" "another synthesiser than flite: a command with {text} and {wav} in it"
 option voices "slt rms" "flite's voices, as one word: slt, rms, awb, kal16"
+option conditions "" "how to ask, as one word of text, alone, transcript, voice; default: all that a list can be asked"
+option talker "" "another LLM that is asked in the place of the adapter's: it gets what the adapter reads, as text"
+option whisper "" "Whisper that makes the transcripts, instead of the adapter's encoder"
 option data "" "data directory of your own recordings of one list, with utterances VOICE-QUERY-TURN; nothing is synthesised then"
 option constrained "" "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
 option tag "" "appended to the experiment's name"
@@ -45,6 +48,7 @@ given=$(printf '%q ' "$@")
   export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
   name=${model%/}
   name=${name##*/}
+  [ -z "$talker" ] || name=${name}_talker_$(basename "$talker")
   [ -z "$constrained" ] || name=${name}_constrained_$constrained
 
   for list in $lists; do

@@ -40,6 +40,8 @@ def make_parser() -> Parser:
     parser.add_argument("--system", help="the system message; default: what the adapter was trained with")
     constrained = "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
     parser.add_argument("--constrained", choices=("false", "true", "required"), default="false", help=constrained)
+    talker = "another LLM to talk with (folder, hub id or catalog name): it gets what the adapter reads, as text"
+    parser.add_argument("--talker", help=talker)
     parser.add_argument("--max-tokens", type=int, default=512, help="of one answer")
     parser.add_argument("--max-rounds", type=int, default=5, help="how often it may call before it has to answer")
     parser.add_argument("--tool-seconds", type=float, default=10.0, help="time limit of one call")
@@ -75,7 +77,15 @@ def make_conversation(args):
         tool_seconds=args.tool_seconds,
         constrained=args.constrained,
         decode_conf=config.decode_conf,
+        talker=load_talker(args.talker, device(args.ngpu), args.dtype),
     )
+
+
+def load_talker(name: str | None, where: str, dtype: str | None):
+    """Another LLM on the device `where`, or None."""
+    from steermoe.llms.causal import CausalLM
+
+    return CausalLM.from_pretrained(model=name, dtype=dtype or "auto").to(where) if name else None
 
 
 def show(reply) -> None:

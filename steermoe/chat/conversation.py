@@ -24,13 +24,17 @@ from steermoe.config import DecodeConf
 from steermoe.data.audio import load_audio
 from steermoe.data.collator import Batch
 from steermoe.data.features import SAMPLE_RATE
-from steermoe.decode.decoder import listen
+from steermoe.decode.decoder import decode_batch, listen
 from steermoe.decode.repeats import loop_start
 from steermoe.errors import UserError
 from steermoe.llms.template import stop_tokens
 
 CONSTRAINED = ("false", "true", "required")
 MAX_REPEATS = 4  # as decode_conf.max_repeats: the guard against endless repeats
+NEEDS_READING = (
+    "talker: another LLM understands nothing but text, and this adapter writes vectors for its own; take an adapter that reads by "
+    "CTC (decode_conf.ctc_weight and context, as the pretrained one), or leave the talker away"
+)
 
 
 class Reply(NamedTuple):
@@ -51,7 +55,8 @@ class Conversation:
     system: the system message; None: what the adapter was trained with. max_tokens: of one answer. max_rounds: how often the
     LLM may call before it has to answer. tool_seconds: time limit of one call. constrained: "true" keeps calls inside the tools'
     schemas by a grammar, "required" also makes every turn begin with a call (both need the package llguidance). decode_conf: how
-    audio is heard, where CTC and the LLM hear together; None: as DecodeConf().
+    audio is heard, where CTC and the LLM hear together; None: as DecodeConf(). talker: another LLM that talks, in place of the
+    model's: it gets what the adapter reads in the audio, as text, so the adapter must read by CTC.
     """
 
     def __init__(
@@ -65,11 +70,14 @@ class Conversation:
         tool_seconds: float = 10.0,
         constrained: bool | str = "false",
         decode_conf: DecodeConf | None = None,
+        talker=None,
     ):
         constrained = str(constrained).lower()
-        self.model, self.llm = model, model.llm
+        self.model, self.llm, self.reads = model, talker or model.llm, talker is not None
         self.max_tokens, self.max_rounds = max_tokens, max_rounds
         self.decode_conf = decode_conf or DecodeConf()
+        if self.reads and not (self.decode_conf.ctc_weight == 1 or (self.decode_conf.ctc_weight and self.decode_conf.context)):
+            raise UserError(NEEDS_READING)
         self.tools = Tools(tools, tool_seconds)
         self.template = ChatTemplate(self.llm.tokenizer, self.llm.system if system is None else system, self.tools.schemas)
         self.frontend = type(model.encoder).frontend(model.encoder.model)
@@ -120,6 +128,8 @@ class Conversation:
         for part, wave in zip(parts, waves):
             if wave is None:
                 words.append(self.template.check_text(part))
+            elif self.reads:
+                words.append(self.template.defuse(self._read(wave)))
             else:
                 words.append(f"<audio {len(self.spans)}>")
                 self._hear(wave)
@@ -138,12 +148,21 @@ class Conversation:
             raise UserError(f"{name}: {seconds:.1f} s long; the encoder reads at most {longest:g} s at a time: cut it at pauses")
         return wave
 
-    @torch.inference_mode()
-    def _hear(self, wave: Tensor) -> None:
+    def _batch(self, wave: Tensor) -> Batch:
+        """Audio alone: what hears it needs no prompt."""
         feats_fm = self.frontend(wave)
         none = torch.zeros(1, dtype=torch.long)
         batch = Batch(["audio"], feats_fm[None], torch.tensor([len(feats_fm)]), none[None], none, none, none)
-        vectors_1uh, lens_1 = listen(self.model, batch.to(self.audio_nh.device), [len(wave) / SAMPLE_RATE], self.decode_conf)
+        return batch.to(self.audio_nh.device)
+
+    def _read(self, wave: Tensor) -> str:
+        """What the adapter and its own LLM read in the audio."""
+        found = decode_batch(self.model, self._batch(wave), [len(wave) / SAMPLE_RATE], self.decode_conf)[0]
+        return " ".join(self.model.llm.decode(found.tokens).split())
+
+    @torch.inference_mode()
+    def _hear(self, wave: Tensor) -> None:
+        vectors_1uh, lens_1 = listen(self.model, self._batch(wave), [len(wave) / SAMPLE_RATE], self.decode_conf)
         heard = len(self.audio_nh)
         self.audio_nh = torch.cat([self.audio_nh, vectors_1uh[0, : int(lens_1)].float()])
         self.spans.append(range(heard, len(self.audio_nh)))

@@ -2,7 +2,8 @@
 """Asks every query as text, as the encoder's own transcript, and by voice; one line a conversation in OUT/answers.jsonl.
 
 Killed and started again, it goes on where it was. Conditions: text (the ceiling); alone (the same text to the LLM without any
-adapter, through transformers: are the answers the same?); transcript (what Whisper's own decoder hears, as text); voice.
+adapter, through transformers: are the answers the same?); transcript (what Whisper's own decoder hears, as text); voice. With a
+talker, another LLM than the adapter's, what is asked by voice reaches it as the text that the adapter reads, kept as `heard`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from queries import read_queries, utterances  # noqa: E402
 
+from steermoe.bin.chat import load_talker  # noqa: E402
 from steermoe.bin.cli import Parser, run  # noqa: E402
 from steermoe.bin.decode import add_model_options, device  # noqa: E402
 from steermoe.data.kaldi_files import read_map  # noqa: E402
@@ -33,7 +35,7 @@ def main(argv=None) -> None:
     if args.tools and "alone" in conditions:
         raise UserError("--conditions alone: the LLM alone has no tool loop; leave --tools or this condition away")
     queries, speech = read_queries(args.queries), read_speech(args.data, read_queries(args.queries))
-    names = ("constrained", "max_tokens", "language", "dtype", "llm_model", "encoder_model")
+    names = ("constrained", "max_tokens", "language", "dtype", "llm_model", "encoder_model", "talker", "whisper")
     settings = {name: getattr(args, name) for name in names}
     inputs = [args.queries, find_adapter(args.model), args.data / "wav.scp", *([args.tools] if args.tools else [])]
     stamp = Stamp(args.out / ".asked", settings, inputs)
@@ -63,6 +65,8 @@ def make_parser() -> Parser:
     parser.add_argument("--tools", type=Path, help="Python file of the functions that may be called; none: plain questions")
     constrained = "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
     parser.add_argument("--constrained", choices=("false", "true", "required"), default="false", help=constrained)
+    parser.add_argument("--talker", help="another LLM that is asked (folder, hub id, catalog name): it gets what the adapter reads")
+    parser.add_argument("--whisper", help="Whisper that makes the transcripts; default: the adapter's encoder")
     parser.add_argument("--max-tokens", type=int, default=128, help="of one answer")
     parser.add_argument("--language", default="en", help="of the speech, for the encoder's own decoder")
     add_model_options(parser)
@@ -92,8 +96,9 @@ def ask_all(args, tasks: list[tuple], speech: dict, done: int) -> None:
     if any(condition == "transcript" for condition, _, _ in tasks):
         transcripts = own_transcripts(args, speech)
     model, config = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
+    talker = load_talker(args.talker, device(args.ngpu), args.dtype)
     options = {"max_tokens": args.max_tokens, "constrained": args.constrained, "decode_conf": config.decode_conf}
-    conversation = Conversation(model, args.tools or (), **options)
+    conversation = Conversation(model, args.tools or (), talker=talker, **options)
     total, path = len(tasks) + done, args.out / "answers.jsonl"
     with Progress("ask", total, "conversations", done) as progress, open(path, "a", encoding="utf-8") as stream:
         for condition, voice, query in tasks:
@@ -105,9 +110,11 @@ def ask_all(args, tasks: list[tuple], speech: dict, done: int) -> None:
                 if condition == "alone":
                     turns.append({"said": said, "answer": alone(conversation, turns, said), "calls": [], "ended": ""})
                     continue
+                asked_at = len(conversation.messages)
                 reply = conversation.say(Path(speech[voice][key]) if condition == "voice" else said)
                 calls = [vars(call) for call in reply.calls]
-                turns.append({"said": said, "answer": reply.text, "calls": calls, "ended": reply.ended})
+                heard = {"heard": conversation.messages[asked_at]["content"]} if condition == "voice" and talker else {}
+                turns.append({"said": said, **heard, "answer": reply.text, "calls": calls, "ended": reply.ended})
             asked = {"condition": condition, "voice": voice, "id": query["id"], "kind": query["kind"]}
             append_jsonl(stream, asked | {"turns": turns})
             progress.update()
@@ -146,9 +153,11 @@ def own_transcripts(args, speech: dict) -> dict[str, dict[str, str]]:
     if path.is_file():
         return read_json(path)
     config = read_metadata(find_adapter(args.model))[0]
-    if config.encoder != "whisper":
-        raise UserError(f"--conditions transcript: the encoder {config.encoder} has no decoder of its own; leave it away")
-    decoder = WhisperDecoder(find_model(args.encoder_model or config.encoder_conf["model"], kind="encoder"), args.language)
+    if config.encoder != "whisper" and not args.whisper:
+        own = f"the encoder {config.encoder} has no decoder of its own"
+        raise UserError(f"--conditions transcript: {own}; give --whisper, or leave this condition away")
+    whisper = args.whisper or args.encoder_model or config.encoder_conf["model"]
+    decoder = WhisperDecoder(find_model(whisper, kind="encoder"), args.language)
     texts: dict[str, dict[str, str]] = {}
     with Progress("transcripts", sum(map(len, speech.values())), "utt") as progress:
         for voice, recordings in speech.items():

@@ -16,12 +16,13 @@ run_list() { # LIST
     out=exp/${list}_$name$tag
     mkdir -p "$out"
     case $list in
-      tools*) how=(--tools tools.py --conditions "text transcript voice") ;;
-      *) how=(--conditions "text alone transcript voice") ;;
+      tools*) how=(--tools tools.py --conditions "${conditions:-text transcript voice}") ;;
+      *) how=(--conditions "${conditions:-text alone transcript voice}") ;;
     esac
     "$python" local/ask.py --model "$model" --queries "queries/$list.jsonl" --data "$speech" --out "$out" "${how[@]}" \
       ${constrained:+--constrained "$constrained"} --max-tokens "$max_tokens" --language "$lang" --ngpu "$ngpu" \
-      ${encoder_model:+--encoder-model "$encoder_model"} ${llm_model:+--llm-model "$llm_model"}
+      ${encoder_model:+--encoder-model "$encoder_model"} ${llm_model:+--llm-model "$llm_model"} \
+      ${talker:+--talker "$talker"} ${whisper:+--whisper "$whisper"}
     "$python" local/score.py --queries "queries/$list.jsonl" --out "$out" --made-by "./run.sh ${given% }"
   fi
 }
