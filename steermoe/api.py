@@ -2,7 +2,7 @@
 
     from steermoe import SteerMoE
 
-    model = SteerMoE.from_pretrained("pretrained")
+    model = SteerMoE.from_pretrained("pretrained")                # or a folder, an archive, a hub's USER/NAME
     model.transcribe("a.wav")                                     # "hello world"
     model.transcribe(["a.wav", samples, "an_hour.mp3"])           # three texts; recordings may have any length
     for partial in model.stream(chunks):                          # text while audio arrives
@@ -17,6 +17,7 @@ torch and transformers are imported when a model is loaded, so that importing th
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,15 +50,15 @@ class SteerMoE:
     fields may be set), `prompt` what the LLM is asked.
     """
 
-    def __init__(self, network: Network, config: Config, metadata: dict | None = None):
-        """metadata: of the adapter, with "step" and "environment"; None for one that was not trained."""
+    def __init__(self, network: Network, config: Config, metadata: dict | None = None, origin: Path | None = None):
+        """metadata: of the adapter, with "step" and "environment"; None for one that was not trained. origin: the adapter's file."""
         from steermoe.data.collator import Collator
         from steermoe.registry import resolve
 
         self.network, self.config = network.eval(), config
         self.decode_conf: DecodeConf = dataclasses.replace(config.decode_conf)
         self.prompt: str = config.data_conf.prompt
-        self._metadata = metadata or {"step": 0, "environment": {}}
+        self._metadata, self._origin = metadata or {"step": 0, "environment": {}}, origin
         self._frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
         self._collator = Collator(network.llm, self.prompt, answers=False)
 
@@ -72,7 +73,8 @@ class SteerMoE:
         llm_model: str | None = None,
         prompt: str | None = None,
     ) -> SteerMoE:
-        """where: an experiment folder, a package, an adapter file, or "pretrained" for the one that comes with the code.
+        """where: an experiment folder, a package or its archive FILE.zip, an adapter file, "USER/NAME" on the model hub, or
+        "pretrained" for the one that comes with the code. Nothing in what is downloaded or unpacked is executed.
 
         device: "cpu" or "cuda". dtype: of the frozen models, "float32", "bfloat16", "float16" or "auto"; default: as trained.
         encoder_model, llm_model: where the frozen models are, if not where training found them. prompt: instead of the one that
@@ -81,25 +83,45 @@ class SteerMoE:
         from steermoe.loading import paused_collection
 
         with paused_collection():
-            from steermoe.checkpoint import load_model, read_metadata
+            from steermoe.checkpoint import decode_conf_of, load_model, read_metadata
             from steermoe.pretrained import find_adapter
 
-            network, config = load_model(where, device, encoder_model, llm_model, dtype)
-            model = cls(network, config, read_metadata(find_adapter(where))[1])
+            origin = find_adapter(where)
+            network, config = load_model(origin, device, encoder_model, llm_model, dtype)
+            config.decode_conf = decode_conf_of(origin, config)
+            model = cls(network, config, read_metadata(origin)[1], origin)
         model.prompt = prompt or model.prompt
         return model
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes adapter.safetensors and config.yaml, from which `from_pretrained` makes this model again. -> the adapter's path.
-
-        An encoder that a recipe has made is not in it; stage 6 of the recipe packs that too.
+        """Writes a package, from which `from_pretrained` makes this model again: adapter.safetensors, config.yaml, a model card with
+        the data, the scores and the bases' licences, and what the experiment has of results and curves. -> the adapter's path.
         """
-        from steermoe.checkpoint import save_adapter
+        return self._save(Path(folder), Path(folder).absolute().name)
 
-        path = Path(folder) / "adapter.safetensors"
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads what `save_pretrained` writes to USER/NAME on the model hub, made if there is none. -> its address.
+
+        token: default: what `hf auth login` or HF_TOKEN has left. UserError says why it cannot be done.
+        """
+        from steermoe.hub import upload
+
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), name.rpartition("/")[2])
+            return upload(Path(folder), name, private, token)
+
+    def _save(self, folder: Path, name: str) -> Path:
+        from steermoe.checkpoint import save_adapter
+        from steermoe.package import complete
+
         config = dataclasses.replace(self.config, decode_conf=self.decode_conf)
+        for role, conf in self._metadata.get("config", {}).items():
+            if role in ("encoder_conf", "llm_conf"):  # by the names that they were trained with, not where they are on this disk
+                setattr(config, role, getattr(config, role) | {"model": conf["model"]})
+        path = folder / "adapter.safetensors"
         save_adapter(path, self.network, config, self._metadata["step"], self._metadata["environment"])
-        config.save(path.with_name("config.yaml"))
+        bases = {f"{role}_sha256": value for role, value in self.network.bases().items()}
+        complete(folder, self._origin, name, config, bases)
         return path
 
     @property

@@ -14,12 +14,13 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save
 
-from steermoe.config import Config, config_from_dict
+from steermoe.config import Config, DecodeConf, config_from_dict, read_layers
 from steermoe.errors import UserError
 from steermoe.fetch import MADE_HERE
 from steermoe.files import atomic_write
 from steermoe.loading import paused_collection
 from steermoe.model import SteerMoE
+from steermoe.package import home
 from steermoe.pretrained import find_adapter
 
 FORMAT = "steermoe-adapter-1"
@@ -47,6 +48,17 @@ def read_metadata(path: Path) -> tuple[Config, dict]:
     if metadata.get("format") != FORMAT or not {"config", "encoder_sha256", "llm_sha256"} <= metadata.keys():
         raise UserError(f"{path}: not an adapter of this toolkit (format {metadata.get('format')!r}, {FORMAT!r} needed)")
     return config_from_dict(metadata["config"], str(path), registered=os.environ.get("STEERMOE_ALLOW_CODE") != "1"), metadata
+
+
+def decode_conf_of(adapter: Path, config: Config) -> DecodeConf:
+    """How an adapter decodes: decode_conf of the config.yaml of its folder, which may have been edited since training, else as it was
+    trained with. Nothing else is read from that file: a stranger's could name code to import.
+    """
+    edited = home(adapter) / "config.yaml"
+    conf = read_layers(edited).get("decode_conf") if edited.is_file() else None
+    if conf is None:
+        return config.decode_conf
+    return config_from_dict(config.to_dict() | {"decode_conf": conf}, str(edited)).decode_conf
 
 
 def beside(adapter: Path, model: str) -> str:

@@ -1,17 +1,29 @@
 """Stage 6: what is in the package, and that it decodes from another place."""
 
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
+import yaml
+from toneme import speak
 
+from steermoe import SteerMoE as FrontDoor
 from steermoe import pretrained
 from steermoe.bin import pack
 from steermoe.checkpoint import find_adapter, load_model, save_adapter
-from steermoe.config import config_from_dict, load_config
+from steermoe.config import DecodeConf, config_from_dict, load_config
 from steermoe.encoders.conformer import Conformer, save_conformer
 from steermoe.model import SteerMoE
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "# whisper\n\n- made by: `./run.sh`\n- git abc\n\n|dataset|Err|\n\n## Model\n\n```\ntable\n```\n"
 
 
@@ -51,7 +63,9 @@ def test_a_decode_conf_edited_after_training_goes_in(exp, tiny_config):
 def test_the_card_says_what_made_it_how_good_it_is_and_what_not(exp, tiny_bases):
     pack.main(["--exp", str(exp)])
     card = (exp / "package/README.md").read_text()
-    assert card.startswith("# whisper: a SteerMoE adapter\n") and "| encoder | whisper-tiny.en | MIT | " in card
+    _, head, text = card.split("---\n", 2)
+    assert yaml.safe_load(head)["base_model"] == ["openai/whisper-tiny.en"]  # the LLM is a folder of one's own
+    assert text.startswith("\n# whisper: a SteerMoE adapter\n") and "| encoder | whisper-tiny.en | MIT | " in card
     assert f"| LLM | {tiny_bases / 'llm'} | its publisher's | " in card
     assert "- made by: `./run.sh`\n- git abc\n\n|dataset|Err|" in card and "table" not in card and "(RESULTS.md)" in card
     assert "![loss](plots/loss.png)" in card and "not good for" in card and "`please transcribe the audio content into text:`" in card
@@ -92,3 +106,57 @@ def test_an_encoder_made_by_the_recipe_goes_with_the_adapter(tiny_config, tmp_pa
     loaded, _ = load_model(tmp_path / "package")
     assert loaded.encoder.fingerprint == model.encoder.fingerprint
     assert "made by this recipe" in (tmp_path / "package" / "README.md").read_text()
+
+
+def test_the_archive_is_the_package_in_one_file(exp, tmp_path, capsys):
+    pack.main(["--exp", str(exp)])
+    assert capsys.readouterr().out == f"{exp / 'package'}\n"
+    with zipfile.ZipFile(exp / "package.zip") as archive:
+        inside = {name: archive.read(name) for name in archive.namelist()}
+    assert inside == {str(file.relative_to(exp / "package")): file.read_bytes() for file in (exp / "package").rglob("*") if file.is_file()}
+    pack.main(["--exp", str(exp), "--out", str(tmp_path / "ears.zip")])
+    assert (tmp_path / "ears.zip").read_bytes() == (exp / "package.zip").read_bytes() and not (tmp_path / "ears").exists()
+    pack.main(["--exp", str(exp), "--out", str(tmp_path / "folder")])
+    assert (tmp_path / "folder/README.md").exists() and not (tmp_path / "folder.zip").exists()
+
+
+def test_another_machine_decodes_with_the_archive_alone(tiny_config, tmp_path, monkeypatch):
+    """Another machine: nothing of the experiment's folder, another cache, another working directory. The encoder is the recipe's."""
+    recipe, away = tmp_path / "recipe", tmp_path / "away"
+    torch.manual_seed(0)
+    save_conformer(recipe / "exp/small", Conformer(16, 1, 2), {"made_by": "a test"})
+    away.mkdir()
+    monkeypatch.chdir(recipe)
+    config = config_from_dict(tiny_config.to_dict() | {"encoder": "conformer", "encoder_conf": {"model": "exp/small", "dtype": "float32"}})
+    model = SteerMoE.from_config(config)
+    with torch.no_grad():
+        for parameter in model.projector.parameters():
+            parameter.normal_()
+    save_adapter(recipe / "exp/one/checkpoints/best.safetensors", model, config, 1, {})
+    config.decode_conf.max_tokens = 9  # edited after training
+    config.save(recipe / "exp/one/config.yaml")
+    samples = [speak([1, 2, 3]), speak([4, 5, 6, 7])]
+    here = FrontDoor.from_pretrained("exp/one")
+    texts = here.transcribe(samples)
+    pack.main(["--exp", "exp/one"])
+    shutil.move(recipe / "exp/one/package.zip", away / "ears.zip")
+    shutil.rmtree(recipe)
+    monkeypatch.chdir(away)
+    monkeypatch.setenv("STEERMOE_CACHE", str(away / "cache"))
+    there = FrontDoor.from_pretrained("ears.zip")
+    assert there.transcribe(samples) == texts and any(texts) and there.decode_conf == here.decode_conf != DecodeConf()
+    soundfile.write("note.wav", samples[0], 16000, subtype="FLOAT")
+    script = "from steermoe.bin.transcribe import main; main(['--model', 'ears.zip', 'note.wav'])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == f"note.wav\t{texts[0]}\n"
+    assert {file.name for file in away.iterdir()} == {"ears.zip", "cache", "note.wav"}
+
+
+def test_a_strangers_config_names_no_code_to_import(exp, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (exp / "config.yaml").write_text("projector: evil:Projector\ndecode_conf: {beam: 3}\n")
+    pack.main(["--exp", str(exp)])
+    written = load_config(exp / "package/config.yaml")
+    assert (written.projector, written.decode_conf.beam) == ("linear", 3) and not (tmp_path / "ran").exists()

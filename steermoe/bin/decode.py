@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from steermoe.bin.cli import Parser, run
-from steermoe.config import config_from_dict, load_config, parse_overrides
+from steermoe.config import config_from_dict, parse_overrides
 from steermoe.decode.hypotheses import OUTPUTS, join_journals, open_journal, write_hypotheses
 from steermoe.errors import UserError
 from steermoe.pretrained import adapter_path, find_adapter
@@ -57,14 +57,14 @@ def add_model_options(parser: Parser) -> None:
 
 
 def decode_conf(config, exp: Path, overrides: list[str]):
-    """decode_conf of the experiment (its config.yaml may have been edited since training), with the command line's overrides."""
+    """decode_conf of the experiment, with the command line's overrides."""
+    from steermoe.checkpoint import decode_conf_of
+
     for name, _ in parse_overrides(overrides):
         if name[0] != "decode_conf" or len(name) != 2:
             raise UserError(f"--{'.'.join(name)}: unknown option; decoding takes --decode-conf.KEY, as in --decode-conf.beam 4")
+    config.decode_conf = decode_conf_of(find_adapter(exp), config)
     tree = config.to_dict()
-    edited = exp / "config.yaml"
-    if edited.is_file():
-        tree["decode_conf"] = load_config(edited).to_dict()["decode_conf"]
     for (_, key), value in parse_overrides(overrides):
         tree["decode_conf"][key] = value
     return config_from_dict(yaml.safe_load(yaml.safe_dump(tree)), "--decode-conf").decode_conf

@@ -14,12 +14,27 @@ PLACES = ("adapter.safetensors", "checkpoints/best.safetensors")
 
 
 def adapter_path(text: str | Path) -> Path:
-    """The word `pretrained`, or a path; a folder that is really called so is given as a Path, or with a / at its end."""
-    return FOLDER if text == NAME else Path(text)
+    """Where an adapter is on this disk: the word `pretrained`, a path, an archive FILE.zip, which is unpacked, or a hub's USER/NAME,
+    which is downloaded. A folder that is really called `pretrained` is given as a Path, or with a / at its end.
+    """
+    if text == NAME:
+        return FOLDER
+    path = Path(text)
+    if path.suffix == ".zip" and path.is_file():
+        from steermoe.package import open_archive
+
+        return open_archive(path)
+    if isinstance(text, str) and not path.exists():
+        from steermoe.hub import download, is_hub_id
+
+        return download(text) if is_hub_id(text) else path
+    return path
 
 
 def find_adapter(path: str | Path) -> Path:
-    """path: an adapter file, a package of stage 6, an experiment folder, or `pretrained`. UserError says what was looked for."""
+    """path: an adapter file, a package of stage 6 or its archive, an experiment folder, a hub id, or `pretrained`. UserError says what
+    was looked for.
+    """
     path = adapter_path(path)
     if path.is_file():
         return path
