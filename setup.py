@@ -15,11 +15,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["steermoe", "steermoe.*"]),
-    package_data={"steermoe": ["models.yaml", "sizes.yaml", "presets/*.yaml", "presets/variants/*.yaml", "pretrained/tiny/*"]},
+    package_data={
+        "steermoe": ["models.yaml", "sizes.yaml", "presets/*.yaml", "presets/variants/*.yaml", "pretrained/tiny/*", "serve/page/*"]
+    },
     install_requires=[requirement for requirement in requirements if requirement],
     extras_require={
         "quantization": ["bitsandbytes>=0.50"],  # llm_conf.quantization: int8, int4
         "constrained": ["llguidance>=1.0"],  # chat --constrained true
+        "serve": ["starlette>=0.49", "uvicorn>=0.35", "websockets>=15", "python-multipart>=0.0.20", "prometheus-client"],
         "kokoro": ["kokoro-onnx>=0.6"],  # egs/kokoro
     },
     entry_points={"console_scripts": ["steermoe=steermoe.bin.__main__:main"]},

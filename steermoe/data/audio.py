@@ -69,11 +69,11 @@ def load_blocks(path: str | Path, sample_rate: int = 16000) -> Iterator[np.ndarr
     name = str(path)
     if _is_g722(name):
         blocks, rate = _g722_blocks(name), G722_RATE
-        yield from _checked(_resampled(blocks, rate, sample_rate), name)
+        yield from _checked(resample_blocks(blocks, rate, sample_rate), name)
         return
     with _open(name, allow_pipes=False) as audio:
         blocks = _frame_blocks(audio, name, 0, audio.frames)
-        yield from _checked(_resampled(blocks, audio.samplerate, sample_rate), name)
+        yield from _checked(resample_blocks(blocks, audio.samplerate, sample_rate), name)
 
 
 def _checked(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
@@ -88,7 +88,7 @@ def _checked(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
         raise UserError(f"{name}: has no samples (zero-length audio); remove the utterance")
 
 
-def _resampled(blocks: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+def resample_blocks(blocks: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
     """Whole seconds, with a second more on both sides for the filter: joined, they are the whole resampled at once."""
     if rate == sample_rate:
         yield from blocks
@@ -188,7 +188,7 @@ def _open(name: str, allow_pipes: bool) -> Iterator[soundfile.SoundFile]:
     else:
         size = _file_size(name)
         with open(name, "rb") as stream:
-            _check_complete(stream, name, size)
+            check_complete(stream, name, size)
     try:
         audio = soundfile.SoundFile(source)
     except soundfile.SoundFileError as error:
@@ -251,7 +251,7 @@ def _complete_stream(content: bytearray, name: str) -> IO[bytes]:
         content[data[0] - 4 : data[0]] = length.to_bytes(4, "little")
         content[4:8] = (len(content) - 8).to_bytes(4, "little")
     stream = io.BytesIO(content)
-    _check_complete(stream, name, len(content))
+    check_complete(stream, name, len(content))
     stream.seek(0)
     return stream
 
@@ -274,7 +274,7 @@ def _find_wav_data(stream: IO[bytes], name: str, size: int) -> tuple[int, int] |
     raise UserError(f"{name}: truncated before its samples begin; fetch or write it again, or remove the utterance")
 
 
-def _check_complete(stream: IO[bytes], name: str, size: int) -> None:
+def check_complete(stream: IO[bytes], name: str, size: int) -> None:
     """UserError for a WAV or Ogg file that is cut off: libsndfile silently returns what is left of those.
 
     A cut FLAC or MP3 file shows itself when it is decoded.
