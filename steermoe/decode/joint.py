@@ -117,26 +117,19 @@ def next_tokens(prefixes: Prefixes, trie: Trie) -> list[Next]:
 
 def prefixes_of(running: list[Running]) -> Prefixes:
     """Of all their tokens."""
-    sources: dict[int, tuple[Prefixes, list[int]]] = {}
-    for row, one in enumerate(running):
-        sources.setdefault(id(one.prefix[0]), (one.prefix[0], []))[1].append(row)
-    parts = [part.select(torch.tensor([running[row].prefix[1] for row in rows])) for part, rows in sources.values()]
-    order = [row for _, rows in sources.values() for row in rows]
-    going, depth, done, done_order = Prefixes.joined(parts), 0, [], []
-    while True:
-        ended = [at for at, row in enumerate(order) if len(running[row].places) == depth]
-        if ended:
-            done.append(going.select(torch.tensor(ended)))
-            done_order += [order[at] for at in ended]
-        kept = [at for at, row in enumerate(order) if len(running[row].places) > depth]
-        if not kept:
-            break
-        order = [order[at] for at in kept]
-        going = going.select(torch.tensor(kept)).extended(torch.tensor([running[row].places[depth] for row in order]))
-        depth += 1
-    back = torch.empty(len(running), dtype=torch.long)
-    back[torch.tensor(done_order)] = torch.arange(len(running))
-    return Prefixes.joined(done).select(back)
+    by_source: dict[int, list[Running]] = {}
+    for one in running:
+        by_source.setdefault(id(one.prefix[0]), []).append(one)
+    grouped = [one for group in by_source.values() for one in group]
+    state = Prefixes.joined([group[0].prefix[0].select(torch.tensor([one.prefix[1] for one in group])) for group in by_source.values()])
+    order = sorted(range(len(grouped)), key=lambda at: -len(grouped[at].places))
+    state, deepest = state.select(torch.tensor(order)), [grouped[at] for at in order]
+    for depth in range(len(deepest[0].places)):
+        places = [one.places[depth] for one in deepest if len(one.places) > depth]
+        begun, ended = torch.arange(len(deepest)).split([len(places), len(deepest) - len(places)])
+        state = Prefixes.joined([state.select(begun).extended(torch.tensor(places)), state.select(ended)])
+    place_of = {id(one): at for at, one in enumerate(deepest)}
+    return state.select(torch.tensor([place_of[id(one)] for one in running]))
 
 
 def survivors(stack: list[Running], others: list[list[Running]], least: float, beam: int, ahead: float) -> list[Running]:
