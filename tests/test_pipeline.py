@@ -151,6 +151,48 @@ def test_a_whole_run_from_nothing_and_again(recipe):
     assert (status, again) == (0, out)
 
 
+def said(out: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What the end of a run says: {what was made: [where, …]}, {what to do next: how}."""
+    made, following = out.partition("\nmade:\n")[2].split("next:\n")
+    where: dict[str, list[str]] = {}
+    for line in made.splitlines():
+        what, place = line.strip().split(": ", 1)
+        where.setdefault(what, []).append(place)
+    return where, dict(line.strip().split(": ", 1) for line in following.splitlines())
+
+
+def test_the_end_says_what_was_made_where_it_is_and_what_to_do_next(recipe):
+    made, following = said(recipe.run("--stop-stage", "0", "--seed", "3")[1])
+    assert made == {"corpus": ["downloads/mini"], "data": [f"data/{name}, 0 utterances" for name in ("train", "dev", "test")]}
+    assert following == {"go on": "./run.sh --seed 3 --stage features"}
+    made, following = said(recipe.run("--stage", "1", "--stop-stage", "1")[1])
+    assert made == {"features": [f"dump/whisper_feats/{name}/feats.scp" for name in ("train", "dev", "test")]}
+    made, following = said(recipe.run("--stage", "2", "--stop-stage", "2")[1])
+    assert made == {"features and text": [f"dump/whisper_feats/{name}/data.jsonl, 1 utterances" for name in ("train", "dev", "test")]}
+    assert following["in another recipe's training"] == "--train-sets 'train ../mini/dump/whisper_feats/train/data.jsonl'"
+    status, out, err = recipe.run("--stage", "3", "--tag", "new one")
+    made, following = said(out)
+    assert [*made] == ["parameters and memory", "adapter", "to look at", "report"], err
+    assert following["to hand it on"] == "./run.sh --tag new\\ one --stage pack"
+    assert following["your own recordings"].endswith("-m steermoe.bin.transcribe --model exp/whisper_new one FILE.wav")
+    packed, following = said(recipe.run("--stage", "6", "--tag", "new one")[1])
+    assert [*packed] == ["package"] and "--push-to-hub USER/NAME" in following["for everybody"]
+    places = re.findall(r"exp/whisper_new one/[\w./]*\w", str([*made.values(), *packed.values()]))
+    assert len(places) == 7 and all((recipe.folder / place).exists() for place in places)
+
+
+def test_a_failed_run_says_no_such_thing(recipe):
+    status, out, _ = recipe.run(FAKE_FAIL="decode")
+    assert status != 0 and out == ""
+
+
+def test_the_end_of_every_recipe_is_the_driver_s(tmp_path):
+    """Nothing comes after `pipeline "$@"`, so the summary is the last that each of them prints."""
+    recipes = [path.read_text() for path in (ROOT / "egs").glob("*/run.sh")]
+    with_driver = [text for text in recipes if ". ../../utils/pipeline.sh\n" in text]
+    assert len(with_driver) >= 10 and all(text.endswith('\npipeline "$@"\n') for text in with_driver)
+
+
 @pytest.mark.parametrize("first, last, expected", [("data", "1", [0, 1]), ("2", "text", [2]), ("pack", None, [6])])
 def test_stages_by_number_and_name(recipe, first, last, expected):
     assert recipe.run()[0] == 0

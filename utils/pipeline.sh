@@ -91,6 +91,8 @@ stop() {
 . "$root/utils/corpus.sh"
 # shellcheck source=utils/settings.sh
 . "$root/utils/settings.sh"
+# shellcheck source=utils/summary.sh
+. "$root/utils/summary.sh"
 
 # need FILE STAGE: goes back to STAGE if FILE is missing.
 need() {
@@ -268,20 +270,6 @@ write_repeat() {
   mv "$exp/.run.sh.tmp" "$exp/run.sh"
 }
 
-# The tables' heads and Sum/Avg lines, ours and the encoder's own, and what to do next.
-summary() {
-  local name out above=$root
-  [[ $PWD/ != "$root/egs/"* ]] || above=../..
-  for name in $test_sets; do
-    for out in "$exp/decode_${name}_$decode_tag" ${own_exp:+"$own_exp/decode_$name"}; do
-      printf '\n%s\n' "$out/result.txt"
-      awk '/SPKR/ && !head++ || /Sum\/Avg/ && !sum++ || /^Accuracy /' "$out/result.txt"
-    done
-  done
-  printf '\n%s\n%s\n' "report: $exp/RESULTS.md" \
-    "your own recordings: PYTHONPATH=$above ${PYTHON/#"$root"/$above} -m steermoe.bin.transcribe --model $exp FILE.wav"
-}
-
 # Sets `number` from a stage's number or name.
 stage_number() { # OPTION VALUE
   local index
@@ -328,7 +316,7 @@ $(stage_table)"
   for ((stage = first_stage; stage <= last_stage; stage++)); do
     run_stage "$stage"
   done
-  [ -z "${stage_done[5]}" ] || summary
+  summary
 }
 
 report() {

@@ -79,7 +79,7 @@ set_up() {
   one_gpu=$((ngpu > 0)) num_processes=${num_processes:-$((ngpu > 1 ? ngpu : 1))}
   [[ $num_processes =~ ^[1-9][0-9]*$ ]] || die "--num-processes $num_processes: a whole number from 1 up"
   [ -f "$root/utils/run_$cmd_backend.sh" ] || die "--cmd-backend $cmd_backend: local or slurm"
-  [ -z "$corpus" ] || [ -d "$corpus" ] || die "--corpus $corpus: no such folder"
+  [ -z "$corpus" ] || [ -e "$corpus" ] || die "--corpus $corpus: no such folder or file"
   [ -z "$decode_config" ] || [ -f "$decode_config" ] || die "--decode-config $decode_config: no such file"
   if [ -z "$train_config" ]; then
     train_config=conf/train_$encoder.yaml
