@@ -53,7 +53,7 @@ def test_without_one_the_message_says_what_to_name(folder, recording):
 
 def test_an_installation_has_it_too():
     setup = (Path(__file__).resolve().parents[1] / "setup.py").read_text()
-    patterns = ast.literal_eval(re.search(r"package_data=\{\"steermoe\": (\[.*?\])", setup).group(1))
+    patterns = ast.literal_eval(re.search(r"package_data=\{\s*\"steermoe\": (\[.*?\])", setup, re.DOTALL).group(1))
     adapter = (pretrained.FOLDER / "adapter.safetensors").relative_to(Path(pretrained.__file__).parents[1])
     assert any(adapter.match(pattern) for pattern in patterns)
 
