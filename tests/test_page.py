@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +22,10 @@ import pytest
 from steermoe.api import SteerMoE
 from steermoe.errors import UserError
 from steermoe.serve.experts import hear
+from steermoe.serve.words import word_times
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "steermoe" / "serve" / "page"
 
 
 def _noise(seconds: float, loud: float = 0.1) -> np.ndarray:
@@ -114,3 +129,281 @@ def test_without_steering_there_is_a_message(tiny_config):
 def test_no_samples(model):
     with pytest.raises(UserError, match="no samples"):
         hear(model, np.zeros(0, dtype=np.float32))
+
+
+@pytest.fixture()
+def speller(tiny_config):
+    """With CTC over bytes; a scored frame is four of the encoder's: 80 ms."""
+    from steermoe.model import SteerMoE as Network
+
+    tiny_config.projector, tiny_config.projector_conf = "token", {"units": "bytes", "frames": "linear", "frames_conf": {"kernel": 4}}
+    return SteerMoE(Network.from_config(tiny_config).eval(), tiny_config)
+
+
+def test_words_are_where_ctc_hears_their_letters(speller, monkeypatch):
+    import torch
+
+    projector = speller.network.projector
+    units = projector.units
+
+    def letters_at(hidden_1td, lens_1, final_norm):
+        scores_1uc = torch.zeros(1, 26, len(units.bytes) + 1)
+        scores_1uc[..., 0] = 10  # the blank
+        for frame, letter in {2: "h", 4: "i", 10: " ", 12: "y", 13: "o", 16: "u"}.items():
+            scores_1uc[0, frame, 1 + units.unit_of[ord(letter)]] = 20
+        return scores_1uc, torch.tensor([26])
+
+    monkeypatch.setattr(projector, "hear", letters_at)
+    found = word_times(speller, _noise(2.0), "hi you")
+    assert [word.text for word in found] == ["hi", "you"]
+    times = [time for word in found for time in (word.start, word.end)]
+    assert times == pytest.approx([0.16, 0.40, 0.96, 1.36], abs=0.01)
+
+
+def test_words_of_any_script_come_in_order(speller):
+    found = word_times(speller, _noise(4.0), "Größe, 你好 ok")
+    assert [word.text for word in found] == ["Größe,", "你", "好", "ok"]
+    assert all(0 <= word.start < word.end <= 4.0 for word in found)
+    assert all(one.end <= other.start + 1e-9 for one, other in zip(found, found[1:]))
+
+
+def test_no_word_times_without_a_text_a_fit_or_letters(speller, model):
+    assert word_times(speller, _noise(1.0), "") == []
+    assert word_times(speller, _noise(0.2), "far more than is said in so short a time") == []
+    assert word_times(model, _noise(1.0), "a projector without CTC") == []
+
+
+class _Markup(HTMLParser):
+    """What is found in a page: every tag with its attributes, and the text within script and style."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.inline, self.inside, self.labels = [], "", "", 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside in ("script", "style"):
+            self.inline += data.strip()
+
+
+@pytest.fixture(scope="module")
+def markup() -> _Markup:
+    return _Markup((PAGE / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_under_a_strict_policy(markup):
+    """default-src 'self': no script or style within the page, no handler in an attribute, no address elsewhere."""
+    assert not markup.inline
+    for tag, attributes in markup.tags:
+        assert tag != "style" and not [name for name in attributes if name.startswith("on") or name == "style"]
+        for name in ("src", "href", "action"):
+            target = attributes.get(name, "#")
+            assert target.startswith("#") or (ROOT / "steermoe" / "serve" / target).is_file(), target
+    for file in PAGE.iterdir():
+        text = file.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert not re.search(r"""\b(https?|wss?)://|["'(]//|@import|\beval\(|innerHTML|document\.write""", text), file.name
+        assert len(text.splitlines()) < 400
+
+
+def test_what_the_scripts_name_is_there(markup):
+    ids = {attributes["id"] for _, attributes in markup.tags if "id" in attributes}
+    for script in PAGE.glob("*.js"):
+        text = script.read_text(encoding="utf-8")
+        for name in re.findall(r'from "\./([^"]+)"', text):
+            assert (PAGE / name).is_file(), name
+        assert set(re.findall(r'\bget\("([^"]+)"\)', text)) <= ids
+        for names in re.findall(r"\[([^\]]+)\]\.map\(get\)", text):
+            assert set(re.findall(r'"([^"]+)"', names)) <= ids
+
+
+def test_every_field_has_a_label(markup):
+    named = {attributes["for"] for tag, attributes in markup.tags if tag == "label"}
+    for tag, attributes in markup.tags:
+        if tag in ("input", "textarea", "select"):
+            assert attributes["id"] in named
+        if tag in ("meter", "audio") or attributes.get("role") == "slider":
+            assert attributes["aria-label"]
+    assert dict(markup.tags)["html"]["lang"] == "en"
+
+
+@contextlib.contextmanager
+def _serving(*options: str):
+    """The address of a server of the committed adapter."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "steermoe.bin.serve", "--port", str(port), *options]
+    server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(480):
+            time.sleep(0.5)
+            assert server.poll() is None, "the server has ended"
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}health", timeout=10).close()
+                break
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def spoken(shared_data, tmp_path_factory) -> Path:
+    """14 s of knitting instructions, as WAV."""
+    import soundfile
+
+    samples, rate = soundfile.read(shared_data / "LibriSpeech" / "test-clean" / "1737" / "146161" / "1737-146161-0000.flac")
+    path = tmp_path_factory.mktemp("spoken") / "spoken.wav"
+    soundfile.write(path, samples, rate)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(spoken):
+    """A real Chromium whose microphone hears `spoken` again and again."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium")
+    options = ["device-for-media-stream", "ui-for-media-stream"]
+    with playwright.sync_playwright() as tools:
+        started = tools.chromium.launch(
+            executable_path=chromium,
+            args=[*(f"--use-fake-{option}" for option in options), f"--use-file-for-fake-audio-capture={spoken}", "--no-sandbox"],
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def address(real_models, browser):
+    with _serving() as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _visit(browser, address: str, **options):
+    """The page in a window of its own. Nothing may go wrong in its scripts, and no request may go elsewhere."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: request.url.startswith((address, f"blob:{address}")) or wrong.append(request.url))
+    page.on("websocket", lambda one: one.url.startswith(address.replace("http", "ws")) or wrong.append(one.url))
+    page.on("console", lambda said: "Content Security Policy" in said.text and wrong.append(said.text))
+    page.goto(address)
+    yield page
+    assert not wrong
+    context.close()
+
+
+SAYS = "document.getElementById('live').textContent.trim() !== ''"
+
+
+def _heard(text: str) -> bool:
+    return len({"two", "three", "together", "make", "one", "second"} & set(text.lower().split())) >= 3
+
+
+@pytest.mark.slow
+def test_chromium_records_and_shows_the_text_while_it_is_said(browser, address):
+    with _visit(browser, address) as page:
+        page.click("#record")
+        page.wait_for_function(SAYS)
+        page.wait_for_function("document.getElementById('clock').textContent >= '0:10'")
+        page.click("#record")
+        page.wait_for_selector(".unit")
+        assert _heard(page.inner_text("#units"))
+        assert page.evaluate("player.duration") > 9
+        page.wait_for_selector("#experts:not([hidden])")
+
+
+@pytest.mark.slow
+def test_chromium_drops_a_file_clicks_a_word_and_hears_it_from_there(browser, address, spoken):
+    with _visit(browser, address) as page:
+        content = base64.b64encode(spoken.read_bytes()).decode()
+        page.evaluate(
+            """text => {
+              const moved = new DataTransfer();
+              const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+              moved.items.add(new File([bytes], "Größe 文.wav", { type: "audio/wav" }));
+              for (const kind of ["dragenter", "dragover", "drop"])
+                document.body.dispatchEvent(new DragEvent(kind, { dataTransfer: moved, bubbles: true, cancelable: true }));
+            }""",
+            content,
+        )
+        page.wait_for_selector("#experts:not([hidden])")
+        assert page.inner_text("#name") == "Größe 文.wav" and _heard(page.inner_text("#units"))
+        assert page.locator(".unit").count() > 10  # words, not the one segment
+        word = page.locator(".unit").nth(8)
+        start = float(word.get_attribute("data-start"))
+        assert 2 < start < 10
+        word.click()
+        page.wait_for_function("!player.paused && player.currentTime > 0")
+        assert start <= page.evaluate("player.currentTime") < start + 3
+        page.wait_for_selector(".unit.now[aria-current=true]")
+        page.evaluate("player.pause()")
+
+        assert page.locator("canvas.strip").count() == 4
+        for canvas in page.locator("canvas.plot").all():
+            assert canvas.evaluate("one => new Set(one.getContext('2d').getImageData(0, 0, one.width, one.height).data).size") > 5
+        cover = page.get_by_role("slider")
+        cover.focus()
+        cover.press("Home")
+        cover.press("ArrowDown")
+        assert re.fullmatch(r"0\.00 s · layer 0: expert \d \d+ %(, expert \d \d+ %)*", cover.get_attribute("aria-valuetext"))
+        cover.press("End")
+        assert float(cover.get_attribute("aria-valuenow")) == pytest.approx(13.92, abs=0.1)
+        place = page.locator("canvas.strip").nth(2).bounding_box()
+        page.mouse.move(place["x"] + place["width"] / 2, place["y"] + 5)
+        assert re.match(r"(6\.9|7\.0)\d s .*layer 2: expert", page.inner_text("#at"))
+
+        page.fill("#words", "Repeat what is said.")
+        page.press("#words", "Enter")
+        page.wait_for_selector("#fresh:not([hidden])")
+        assert page.locator("#talk li").count() == 2 and len(page.locator("#talk .model p").inner_text()) > 1
+
+
+@pytest.mark.slow
+def test_chromium_as_a_phone(browser, address, spoken):
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    with _visit(browser, address, **phone, color_scheme="dark") as page:
+        page.set_input_files("#file", spoken)
+        page.wait_for_selector("#experts:not([hidden])")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.locator(".unit").nth(5).tap()
+        page.wait_for_function("!player.paused")
+        sizes = page.locator("button:visible, .button:visible").evaluate_all("all => all.map(one => one.getBoundingClientRect().height)")
+        assert min(sizes) >= 28  # for a finger
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert sum(map(int, re.findall(r"\d+", dark))) < 150
+
+
+@pytest.mark.slow
+def test_chromium_shows_errors_and_asks_for_the_key(browser, real_models, spoken, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("open-sesame\n")
+    with _serving("--api-key-file", str(keys)) as address, _visit(browser, address) as page:
+        page.wait_for_selector("#access:not([hidden])")
+        page.fill("#key", "wrong")
+        page.press("#key", "Enter")
+        page.wait_for_selector("#access:not([hidden])")
+        page.fill("#key", "open-sesame")
+        page.press("#key", "Enter")
+        page.wait_for_function("document.getElementById('model').textContent === 'steermoe'")
+        assert page.evaluate("localStorage.length") == 0 and not page.locator("#error").is_visible()
+        page.set_input_files("#file", {"name": "no.wav", "mimeType": "audio/wav", "buffer": b"no audio at all"})
+        page.wait_for_selector("#error:not([hidden])")
+        assert re.fullmatch(r"[A-Z][^\n]*[.!?]", page.inner_text("#error"))
+        page.click("#record")  # the key goes with the live connection too
+        page.wait_for_function(SAYS)
+        page.click("#record")
+        page.wait_for_selector(".unit")

@@ -44,7 +44,8 @@ def word_times(model: SteerMoE, samples_n: np.ndarray, text: str) -> list[Segmen
     for word, (first, stop) in zip(words, spans):
         at = np.flatnonzero((placed_u >= first) & (placed_u < stop)) if placed_u is not None else ()
         if len(at):
-            found.append(Segment(at[0] / rate, min((at[-1] + 1) / rate, len(samples_n) / SAMPLE_RATE), word))
+            end = min((at[-1] + 1) / rate, len(samples_n) / SAMPLE_RATE)
+            found.append(Segment(float(at[0] / rate), float(end), word))
     return found
 
 
