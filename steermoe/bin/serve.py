@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from steermoe.bin.chat import load_talker
 from steermoe.bin.cli import Parser, run, split_overrides
 from steermoe.bin.decode import add_model_options, decode_conf, device
 from steermoe.errors import UserError
@@ -32,6 +33,7 @@ def main(argv=None) -> None:
     parser.add_argument("--max-waiting", type=float, default=3600.0, help="seconds of audio that may wait; more is refused")
     parser.add_argument("--max-requests", type=int, default=64, help="at work at once; more are refused")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds that a request may take")
+    parser.add_argument("--talker", help="another LLM for chats (folder, hub id, catalog name): it gets what is read, as text")
     add_model_options(parser)
     parser.epilog = "Keys of decode_conf can be overridden: --decode-conf.max-batch 8"
     words, overrides = split_overrides(argv)
@@ -77,12 +79,13 @@ def serve(args, overrides: list[str]) -> None:
     where = {"encoder_model": args.encoder_model, "llm_model": args.llm_model}
     model = SteerMoE.from_pretrained(args.model, device=device(args.ngpu), dtype=args.dtype, **where)
     model.decode_conf = conf
+    talker = load_talker(args.talker, device(args.ngpu), args.dtype)
     here = args.host in LOOPBACK
     if not (here or args.keys):
         print(f"steermoe serve: whoever reaches {args.host} can use this server; --api-key-file asks for keys", file=sys.stderr)
     limits = Limits(round(args.max_upload * 2**20), args.max_audio, args.max_waiting, args.max_requests, args.timeout)
     hosts = [*LOOPBACK, *args.allowed_host] if here else args.allowed_host
-    server = Server(model, limits, args.name, hosts, args.keys)
+    server = Server(model, limits, name=args.name, hosts=hosts, keys=args.keys, talker=talker)
     settings = {"ssl_certfile": args.certfile, "ssl_keyfile": args.keyfile} if args.certfile else {}
     uvicorn.run(
         server.app, host=args.host, port=args.port, access_log=False, server_header=False, proxy_headers=False, ws_max_size=2**20,

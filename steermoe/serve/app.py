@@ -18,13 +18,15 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route, WebSocketRoute
 
 from steermoe.errors import UserError
-from steermoe.serve import transcriptions
+from steermoe.serve import chats, transcriptions
+from steermoe.serve.answers import write
 from steermoe.serve.batcher import Batcher, Job
 from steermoe.serve.experts import hear
 from steermoe.serve.limits import ApiError, Guard, Limits, as_api_error
 from steermoe.serve.live import live
 from steermoe.serve.metrics import Metrics
 from steermoe.serve.uploads import read_audio, read_pieces
+from steermoe.transcript import Segment
 
 PAGE = Path(__file__).with_name("page")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".png": "image/png"}
@@ -36,18 +38,30 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
+MAX_TOKENS = 512  # of a chat's answer, where the client does not say
 READERS = 2  # uploads that are decoded at once: each holds a recording's samples
 
 
 class Server:
-    """model: a steermoe.SteerMoE, which from now on only the batcher's thread uses. name: what the model is called."""
+    """model: a steermoe.SteerMoE, which from now on only the batcher's thread uses. name: what it is called. hosts, keys: see
+    Guard. talker: another LLM that talks in its place.
+    """
 
     def __init__(
-        self, model, limits: Limits = Limits(), name: str = "steermoe", hosts: Sequence[str] = (), keys: Sequence[str] = ()
+        self,
+        model,
+        limits: Limits = Limits(),
+        *,
+        name: str = "steermoe",
+        hosts: Sequence[str] = (),
+        keys: Sequence[str] = (),
+        talker=None,
     ):
-        self.model, self.limits, self.name, self.begun = model, limits, name, int(time.time())
+        self.model, self.talker, self.limits, self.name, self.keys = model, talker, limits, name, keys
+        self.begun = int(time.time())
         routes = [
             Route("/v1/audio/transcriptions", self.transcriptions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.one_model),
             Route("/v1/steermoe/experts", self.experts, methods=["POST"]),
@@ -60,7 +74,6 @@ class Server:
         files = {file.name: file for file in sorted(PAGE.glob("*")) if file.suffix in TYPES}
         routes += [Route(f"/page/{name}", page(file)) for name, file in files.items()]
         routes += [Route("/", page(files["index.html"]))] if "index.html" in files else []
-        self.keys = keys
         self.app = Starlette(
             routes=routes,
             middleware=[Middleware(Guard, limits=limits, metrics=self.metrics, hosts=hosts, keys=keys)],
@@ -79,11 +92,21 @@ class Server:
         async with request.form(max_files=1, max_fields=32, max_part_size=2**16) as form:
             asked = transcriptions.read_form(form)
             seconds, pieces = await self.in_thread(read_pieces, asked.file, self.limits.audio, self.model.limit)
-        reading = self.batcher.read([piece.samples_n for piece in pieces], request.state.deadline)
-        parts = transcriptions.settled([(piece.start, piece.end, piece.overlaps) for piece in pieces], reading)
+        reading = self.batcher.read([piece.samples_n for piece in pieces], request.state.deadline, asked.words)
+        words: list[Segment] = []
+        parts = transcriptions.settled([(piece.start, piece.end, piece.overlaps) for piece in pieces], reading, words)
         if asked.stream:
             return await self.stream(request, reading, transcriptions.events(parts, seconds))
-        return transcriptions.answer(await self.attended(request, reading, transcriptions.last(parts)), seconds, asked)
+        transcript = await self.attended(request, reading, transcriptions.last(parts))
+        return transcriptions.answer(transcript, words, seconds, asked)
+
+    async def chat(self, request: Request) -> Response:
+        asked = await self.in_thread(chats.read_body, await request.body(), self.limits.audio, MAX_TOKENS)
+        completion = chats.Completion(self.name, asked)
+        job = self.batcher.chat(write(self.model, asked, self.talker), request.state.deadline)
+        if asked.stream:
+            return await self.stream(request, job, completion.chunks(job))
+        return JSONResponse(await self.attended(request, job, completion.whole(job)))
 
     async def experts(self, request: Request) -> Response:
         async with request.form(max_files=1, max_fields=32, max_part_size=2**16) as form:

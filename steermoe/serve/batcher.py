@@ -18,6 +18,7 @@ import numpy as np
 
 from steermoe.errors import UserError
 from steermoe.serve.limits import ApiError
+from steermoe.serve.words import word_times
 
 SAMPLE_RATE = 16000
 FRAMES_PER_SECOND = 100  # what decode_conf.batch_frames counts
@@ -62,11 +63,11 @@ class Job:
 
 
 class Reading(Job):
-    """The texts of pieces of audio, (N,) float32 at 16 kHz each, in order."""
+    """(text, words with their times) of pieces of audio, (N,) float32 at 16 kHz, in order. timed: whether there are words."""
 
-    def __init__(self, pieces: Sequence[np.ndarray], deadline: float):
+    def __init__(self, pieces: Sequence[np.ndarray], deadline: float, timed: bool):
         super().__init__(deadline)
-        self.pieces, self.left = deque(pieces), len(pieces)
+        self.pieces, self.left, self.timed = deque(pieces), len(pieces), timed
 
     @property
     def seconds(self) -> float:
@@ -74,7 +75,7 @@ class Reading(Job):
 
 
 class Steps(Job):
-    """What an iterator gives, every step of it made in the model's thread."""
+    """What an iterator gives, every step of it made in the model's thread; None is a step without a result."""
 
     def __init__(self, steps: Iterator, deadline: float):
         super().__init__(deadline)
@@ -107,9 +108,9 @@ class Batcher:
         for job in [*self.readings, *self.chats, *self.calls]:
             job.put("error", ApiError(503, "the server is being stopped", retry_after=10))
 
-    def read(self, pieces: Sequence[np.ndarray], deadline: float) -> Reading:
+    def read(self, pieces: Sequence[np.ndarray], deadline: float, timed: bool = False) -> Reading:
         """ApiError 429 if too much audio waits already."""
-        reading = Reading(pieces, deadline)
+        reading = Reading(pieces, deadline, timed)
         if not pieces:
             reading.put("end")
             return reading
@@ -196,6 +197,10 @@ class Batcher:
         begun = time.monotonic()
         try:
             texts = self.model.transcribe([piece for _, piece in batch])
+            words = [
+                word_times(self.model, piece, text) if reading.timed and not reading.closed else []
+                for (reading, piece), text in zip(batch, texts)
+            ]
         except Exception as error:  # one piece may be the reason: the others must not suffer
             if len(batch) > 1:
                 for item in batch:
@@ -208,15 +213,16 @@ class Batcher:
         seconds = sum(len(piece) for _, piece in batch) / SAMPLE_RATE
         self.speed = 0.8 * self.speed + 0.2 * seconds / max(time.monotonic() - begun, 1e-3)
         self.metrics.batch(len(batch), seconds)
-        for (reading, _), text in zip(batch, texts):
-            reading.put("result", text)
+        for (reading, _), *result in zip(batch, texts, words):
+            reading.put("result", result)
             reading.left -= 1
             if not reading.left:
                 reading.put("end")
 
     def _step(self, job: Steps) -> None:
         try:
-            job.put("result", next(job.steps))
+            if (result := next(job.steps)) is not None:
+                job.put("result", result)
         except StopIteration:
             job.put("end")
             job.close()

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from steermoe.serve.limits import ApiError
-from steermoe.transcript import Transcript, format_transcript
+from steermoe.transcript import Segment, Transcript, format_transcript
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
@@ -18,11 +18,12 @@ TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
 
 @dataclass
 class Asked:
-    """file: the upload. language: what the client says it is; the model hears it by itself."""
+    """file: the upload. words: whether their times are wanted. language: what the client says it is; the model does not ask."""
 
     file: IO[bytes]
     form: str
     stream: bool
+    words: bool
     language: str
 
 
@@ -39,12 +40,12 @@ def read_form(form: FormData) -> Asked:
     if streams and fmt not in ("json", "text"):
         raise ApiError(400, f"a stream is of response_format json or text, not {fmt}", "response_format")
     wanted = [*form.getlist("timestamp_granularities[]"), *form.getlist("timestamp_granularities")]
-    if any(kind != "segment" for kind in wanted):
-        raise ApiError(400, "timestamp_granularities: segment is the one that there is", "timestamp_granularities")
+    if any(kind not in ("segment", "word") for kind in wanted):
+        raise ApiError(400, "timestamp_granularities are segment and word", "timestamp_granularities")
     language = form.get("language") or ""
     if not isinstance(language, str) or len(language) > 32:
         raise ApiError(400, "language must be a language's name or code", "language")
-    return Asked(file, fmt, streams, language)
+    return Asked(file, fmt, streams, fmt == "verbose_json" and "word" in wanted, language)
 
 
 def upload(form: FormData) -> IO[bytes]:
@@ -55,15 +56,20 @@ def upload(form: FormData) -> IO[bytes]:
     return files[0].file
 
 
-async def settled(pieces: Sequence[tuple[float, float, bool]], texts: AsyncIterator[str]) -> AsyncIterator[Transcript]:
+async def settled(
+    pieces: Sequence[tuple[float, float, bool]], results: AsyncIterator[tuple[str, list[Segment]]], words: list[Segment]
+) -> AsyncIterator[Transcript]:
     """A transcript after every piece; the last is whole. Of the others, only what the next piece cannot change is in it.
 
-    pieces: start and end in seconds, and whether the piece begins with the end of the one before it.
+    pieces: start and end in seconds, and whether the piece begins with the end of the one before it. words: gets theirs.
     """
     transcript, number = Transcript(), 0
-    async for text in texts:
+    async for text, heard in results:
         start, end, overlaps = pieces[number]
+        middle = (start + pieces[number - 1][1]) / 2 if overlaps else start  # of what both pieces hear
         transcript.add(start, end, text, overlaps)
+        words[:] = [word for word in words if word.start < middle or not overlaps]
+        words += [Segment(start + word.start, start + word.end, word.text) for word in heard if start + word.start >= middle]
         number += 1
         open_ = number < len(pieces) and pieces[number][2]
         yield Transcript(transcript.segments[:-1] if open_ else transcript.segments)
@@ -86,12 +92,13 @@ async def events(parts: AsyncIterator[Transcript], seconds: float) -> AsyncItera
     yield {"type": "transcript.text.done", "text": said, "usage": usage(seconds)}
 
 
-def answer(transcript: Transcript, seconds: float, asked: Asked) -> Response:
+def answer(transcript: Transcript, words: list[Segment], seconds: float, asked: Asked) -> Response:
     """The response in the format that was asked for."""
     if asked.form == "json":
         return JSONResponse({"text": transcript.text, "usage": usage(seconds)})
     if asked.form == "verbose_json":
-        return JSONResponse(verbose(transcript, seconds, asked.language))
+        timed = [{"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)} for word in words]
+        return JSONResponse(verbose(transcript, seconds, asked.language) | ({"words": timed} if asked.words else {}))
     text = f"{transcript.text}\n" if asked.form == "text" else format_transcript(transcript, "", asked.form)
     return PlainTextResponse(text, media_type=TYPES[asked.form])
 
