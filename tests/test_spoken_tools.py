@@ -144,6 +144,21 @@ def test_asked_killed_and_asked_again_gives_the_same_answers(scripts, adapter, t
     assert "|voice|all|2|" in report and "2 of 2 answers are identical" in report and report.strip() in capsys.readouterr().out
 
 
+def test_a_transcript_that_is_the_text_is_not_asked_again(scripts, adapter, tmp_path, monkeypatch):
+    path = write_queries(tmp_path / "q.jsonl", [PLAIN], [QUERY, PLAIN])
+    scripts["speak"].main(["--queries", str(path), "--out", str(tmp_path / "data"), "--tts", TTS])
+    transcripts = {"tts": {"q1-1": PLAIN["say"], "q2-1": QUERY["say"], "q2-2": "what is two plus tree?"}}
+    asked, ask = [], scripts["ask"].ask
+    monkeypatch.setattr(scripts["ask"], "own_transcripts", lambda args, speech: transcripts)
+    monkeypatch.setattr(scripts["ask"], "ask", lambda talk, says, parts: asked.append(says) or ask(talk, says, parts))
+    words = ["--model", str(adapter), "--queries", str(path), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    scripts["ask"].main([*words, "--max-tokens", "4", "--conditions", "text transcript"])
+    answers = {(a["condition"], a["id"]): a["turns"] for a in read_jsonl(tmp_path / "out" / "answers.jsonl")}
+    assert [len(says) for says in asked] == [1, 2, 2] and asked[2][1] == transcripts["tts"]["q2-2"]
+    assert answers["transcript", "q1"] == answers["text", "q1"]
+    assert [turn["said"] for turn in answers["transcript", "q2"]] == list(asked[2])
+
+
 def test_another_llm_is_asked_what_the_adapter_reads(scripts, tiny_config, tmp_path):
     from steermoe.model import SteerMoE
 

@@ -4,12 +4,14 @@
 Killed and started again, it goes on where it was. Conditions: text (the ceiling); alone (the same text to the LLM without any
 adapter, through transformers: are the answers the same?); transcript (what Whisper's own decoder hears, as text); voice. With a
 talker, another LLM than the adapter's, what is asked by voice reaches it as the text that the adapter reads, kept as `heard`.
+A transcript that is the text word for word is not asked again: its answers are those of the text.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Sequence
 
 sys.path.insert(0, str(Path(__file__).parent))
 from queries import read_queries, utterances  # noqa: E402
@@ -43,7 +45,8 @@ def main(argv=None) -> None:
         (args.out / "answers.jsonl").unlink(missing_ok=True)
         (args.out / "transcripts.json").unlink(missing_ok=True)
         stamp.write()
-    done = {(a["condition"], a["voice"], a["id"]) for a in resume_jsonl(args.out / "answers.jsonl")}
+    answered = list(resume_jsonl(args.out / "answers.jsonl"))
+    done = {(a["condition"], a["voice"], a["id"]) for a in answered}
     tasks = [
         (condition, voice, query)
         for condition in conditions
@@ -52,7 +55,7 @@ def main(argv=None) -> None:
         if (condition, voice, query["id"]) not in done
     ]
     if tasks:
-        ask_all(args, tasks, speech, len(done))
+        ask_all(args, tasks, speech, answered)
 
 
 def make_parser() -> Parser:
@@ -65,7 +68,7 @@ def make_parser() -> Parser:
     parser.add_argument("--tools", type=Path, help="Python file of the functions that may be called; none: plain questions")
     constrained = "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
     parser.add_argument("--constrained", choices=("false", "true", "required"), default="false", help=constrained)
-    parser.add_argument("--talker", help="another LLM that is asked (folder, hub id, catalog name): it gets what the adapter reads")
+    parser.add_argument("--talker", help="another LLM to ask (folder, hub id, catalog name): it gets what the adapter reads")
     parser.add_argument("--whisper", help="Whisper that makes the transcripts; default: the adapter's encoder")
     parser.add_argument("--max-tokens", type=int, default=128, help="of one answer")
     parser.add_argument("--language", default="en", help="of the speech, for the encoder's own decoder")
@@ -88,7 +91,7 @@ def read_speech(data: Path, queries: list[dict]) -> dict[str, dict[str, str]]:
     return speech
 
 
-def ask_all(args, tasks: list[tuple], speech: dict, done: int) -> None:
+def ask_all(args, tasks: list[tuple], speech: dict, answered: list[dict]) -> None:
     from steermoe.chat import Conversation
     from steermoe.checkpoint import load_model
 
@@ -99,28 +102,40 @@ def ask_all(args, tasks: list[tuple], speech: dict, done: int) -> None:
     talker = load_talker(args.talker, device(args.ngpu), args.dtype)
     options = {"max_tokens": args.max_tokens, "constrained": args.constrained, "decode_conf": config.decode_conf}
     conversation = Conversation(model, args.tools or (), talker=talker, **options)
-    total, path = len(tasks) + done, args.out / "answers.jsonl"
-    with Progress("ask", total, "conversations", done) as progress, open(path, "a", encoding="utf-8") as stream:
+    known = {tuple(turn["said"] for turn in a["turns"]): a["turns"] for a in answered if a["condition"] == "text"}
+    total, path = len(tasks) + len(answered), args.out / "answers.jsonl"
+    with Progress("ask", total, "conversations", len(answered)) as progress, open(path, "a", encoding="utf-8") as stream:
         for condition, voice, query in tasks:
-            turns = []
-            conversation.clear()
-            for number, turn in enumerate(query["turns"], 1):
-                key = f"{query['id']}-{number}"
-                said = transcripts[voice][key] if condition == "transcript" else turn["say"]
-                if condition == "alone":
-                    turns.append({"said": said, "answer": alone(conversation, turns, said), "calls": [], "ended": ""})
-                    continue
-                asked_at = len(conversation.messages)
-                reply = conversation.say(Path(speech[voice][key]) if condition == "voice" else said)
-                calls = [vars(call) for call in reply.calls]
-                heard = {"heard": conversation.messages[asked_at]["content"]} if condition == "voice" and talker else {}
-                turns.append({"said": said, **heard, "answer": reply.text, "calls": calls, "ended": reply.ended})
+            keys = [f"{query['id']}-{number}" for number in range(1, len(query["turns"]) + 1)]
+            texts = transcripts[voice] if condition == "transcript" else utterances([query])
+            says = tuple(texts[key] for key in keys)
+            if condition == "alone":
+                turns = alone(conversation, says)
+            elif condition == "transcript" and says in known:
+                turns = known[says]
+            else:
+                turns = ask(conversation, says, [Path(speech[voice][key]) for key in keys] if condition == "voice" else says)
+            if condition == "text":
+                known[says] = turns
             asked = {"condition": condition, "voice": voice, "id": query["id"], "kind": query["kind"]}
             append_jsonl(stream, asked | {"turns": turns})
             progress.update()
 
 
-def alone(conversation, turns: list[dict], said: str) -> str:
+def ask(conversation, says: Sequence[str], parts: Sequence[str | Path]) -> list[dict]:
+    """One conversation. says: what is said in each turn, parts: how it is put, as text or audio."""
+    conversation.clear()
+    turns = []
+    for said, part in zip(says, parts):
+        asked_at = len(conversation.messages)
+        reply = conversation.say(part)
+        heard = {"heard": conversation.messages[asked_at]["content"]} if conversation.reads and isinstance(part, Path) else {}
+        calls = [vars(call) for call in reply.calls]
+        turns.append({"said": said, **heard, "answer": reply.text, "calls": calls, "ended": reply.ended})
+    return turns
+
+
+def alone(conversation, says: Sequence[str]) -> list[dict]:
     """What transformers' own generation answers with the conversation's LLM; nothing of ours but the guard against loops."""
     import torch
 
@@ -129,17 +144,21 @@ def alone(conversation, turns: list[dict], said: str) -> str:
 
     llm = conversation.llm
     messages = [{"role": "system", "content": llm.system}] if llm.system is not None else []
-    for turn in turns:
-        messages += [{"role": "user", "content": turn["said"]}, {"role": "assistant", "content": turn["answer"]}]
-    ids = llm.tokenizer.apply_chat_template(
-        [*messages, {"role": "user", "content": said}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(llm.llm.device)
-    settings = dict(do_sample=False, repetition_penalty=1.0, eos_token_id=sorted(conversation.stop))
-    with torch.inference_mode():
-        output = llm.llm.generate(**ids, max_new_tokens=conversation.max_tokens, pad_token_id=min(conversation.stop), **settings)
-    tokens = output[0, ids["input_ids"].shape[1] :].tolist()
-    cuts = (loop_start(tokens[:size], MAX_REPEATS) for size in range(len(tokens) + 1))
-    return llm.decode(tokens[: next((cut for cut in cuts if cut is not None), None)]).strip()
+    settings = dict(max_new_tokens=conversation.max_tokens, do_sample=False, repetition_penalty=1.0)
+    settings |= dict(eos_token_id=sorted(conversation.stop), pad_token_id=min(conversation.stop))
+    turns = []
+    for said in says:
+        messages.append({"role": "user", "content": said})
+        ids = llm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = ids.to(llm.llm.device)
+        with torch.inference_mode():
+            output = llm.llm.generate(**ids, **settings)
+        tokens = output[0, ids["input_ids"].shape[1] :].tolist()
+        cuts = (loop_start(tokens[:size], MAX_REPEATS) for size in range(len(tokens) + 1))
+        answer = llm.decode(tokens[: next((cut for cut in cuts if cut is not None), None)]).strip()
+        messages.append({"role": "assistant", "content": answer})
+        turns.append({"said": said, "answer": answer, "calls": [], "ended": ""})
+    return turns
 
 
 def own_transcripts(args, speech: dict) -> dict[str, dict[str, str]]:
