@@ -46,6 +46,10 @@ def stop(loss):
     return loss
 
 
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(folder: Path) -> None:
     assert distributed.join("cpu") == "cpu" and distributed.size() == 2
     last = distributed.rank() == 1
@@ -74,7 +78,9 @@ def main(folder: Path) -> None:
         raise AssertionError("not noticed")
     except UserError as error:
         assert "some processes find other data" in str(error)
-    distributed.leave()
+
+    dying = trainer(folder, "dies")
+    (in_step(dying, CHANGED, die) if last else dying).run()  # the end of both
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Training by several processes (gloo): as one process trains, stopped and resumed by any number of them, ended by any death."""
+"""Training by several processes (gloo): as one process trains, stopped and resumed by any number of them, ended by any death.
+
+The quick tests share one torchrun (`trained`); the slow ones are those of the command itself.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,8 @@ def folder(tmp_path_factory, tiny_bases):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """The folder where distributed_worker.py has run in two processes, the same training in this process as `one`, and what it
-    leaves to another number of processes.
+    """The folder where distributed_worker.py has run in two processes, with the same training in this process as `one`, and what it
+    leaves to another number of processes. What torchrun has said is in the file `said`.
     """
     distributed_worker.trainer(folder, "one").run()
     begun = distributed_worker.trainer(folder, "one_then_two")
@@ -64,8 +67,9 @@ def trained(folder):
     begun.run()
     process = start(folder, distributed_worker.__file__, str(folder))
     _, err = process.communicate(timeout=MINUTES * 60)
-    assert process.returncode == 0, err
+    assert (folder / "dies").is_dir() and process.returncode != 0, err  # its last training, of which one process dies
     assert err.count("step 6: train loss") == 3 and err.count("stopped by SIGTERM; step 4 is saved") == 1  # rank 0 alone speaks
+    (folder / "said").write_text(err)
     distributed_worker.trainer(folder, "two_then_one").run()
     return folder
 
@@ -74,7 +78,6 @@ def lines(folder: Path, exp: str) -> list[dict]:
     return [json.loads(line) for line in (folder / exp / "log" / "train.jsonl").open()]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("exp", ["two", "one_then_two", "two_then_one"])
 def test_any_number_of_processes_trains_as_one_does(trained, exp):
     wanted, found = lines(trained, "one"), lines(trained, exp)
@@ -89,17 +92,21 @@ def test_any_number_of_processes_trains_as_one_does(trained, exp):
         np.testing.assert_allclose(other[name], one[name], atol=2e-5, err_msg=name)
 
 
-@pytest.mark.slow
 def test_what_is_not_finite_in_one_process_is_skipped_in_all(trained):
     assert [line["skipped"] for line in lines(trained, "broken")] == [0, 0, 0, 1, 1, 1]
     assert lines(trained, "broken")[3]["loss"] is None
 
 
-@pytest.mark.slow
 def test_a_stop_signal_to_one_process_saves_the_step_of_all(trained):
     assert [line["step"] for line in lines(trained, "two_then_one")][:4] == [1, 2, 3, 4]
     assert load_resume(trained / "two_then_one" / "checkpoints" / "resume.pt")["counters"]["step"] == 6
     assert not (trained / "unlike" / "checkpoints").exists()
+
+
+def test_a_dead_process_ends_the_others_with_a_message(trained):
+    said = (trained / "said").read_text()
+    assert "process 0 has lost another one, whose own message says why it ended" in said and "Signal 9 (SIGKILL)" in said
+    assert [line["step"] for line in lines(trained, "dies")] == [1, 2, 3]
 
 
 def running(process: subprocess.Popen, folder: Path, exp: str, step: int) -> list[int]:
