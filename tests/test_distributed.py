@@ -58,8 +58,8 @@ def folder(tmp_path_factory, tiny_bases):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """The folder where distributed_worker.py has run in two processes, with the same training in this process as `one`, and what it
-    leaves to another number of processes. What torchrun has said is in the file `said`.
+    """The folder where distributed_worker.py has run in two processes, with the same training in this process as `one`, and what
+    it leaves to another number of processes. What torchrun has said is in the file `said`.
     """
     distributed_worker.trainer(folder, "one").run()
     begun = distributed_worker.trainer(folder, "one_then_two")
