@@ -49,9 +49,9 @@ def main(argv=None) -> None:
     done = {(a["condition"], a["voice"], a["id"]) for a in answered}
     tasks = [
         (condition, voice, query)
+        for query in queries  # in all conditions before the next: what is there when it is stopped can be compared
         for condition in conditions
         for voice in (speech if condition in ("transcript", "voice") else [""])
-        for query in queries
         if (condition, voice, query["id"]) not in done
     ]
     if tasks:
