@@ -92,7 +92,7 @@ def _gates(model: SteerMoE, samples_n: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _means(values_xty: Tensor, begins_c: Tensor, ends_c: Tensor) -> Tensor:
-    """(X, T, Y) float64 -> (X, C, Y): the mean of the frames that begin in [begin, end), or of the one that is there if none does."""
+    """(X, T, Y) float64 -> (X, C, Y): the mean of the frames that begin in [begin, end), or the one frame there if none does."""
     size = values_xty.shape[1]
     first_c = (begins_c + 1e-6).floor().long().clamp(0, size - 1)  # a column may begin where a frame does, but for rounding
     stop_c = torch.maximum(ends_c.round().long(), first_c + 1).clamp(max=size)

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def word_times(model: SteerMoE, samples_n: np.ndarray, text: str) -> list[Segment]:
-    """samples_n (N,) float32 at 16 kHz, within the model's limit; text: what is said in it. -> its words, seconds from the first sample.
+    """samples_n (N,) float32 at 16 kHz, within the model's limit; text: what is said in it. -> its words, seconds from
+    the first sample.
 
-    A character of a script without spaces is a word. Words that CTC has no letters for are left out; the list is empty without CTC
-    over bytes, or if the audio is too short for the text.
+    A character of a script without spaces is a word. Words that CTC has no letters for are left out; the list is empty without
+    CTC over bytes, or if the audio is too short for the text.
     """
     projector = model.network.projector
     if not text or not hasattr(projector, "hear") or not projector.units.spells:

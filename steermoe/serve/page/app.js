@@ -165,13 +165,13 @@ addEventListener("drop", (event) => {
 // Playing
 
 function follow() {
-  transcript.mark(player.currentTime);
-  picture.show(player.currentTime);
-  if (!player.paused) requestAnimationFrame(follow);
+  transcript.mark(player.ended ? null : player.currentTime);
+  if (player.paused) return picture.show(player.currentTime);
+  picture.move(player.currentTime);
+  requestAnimationFrame(follow);
 }
 player.addEventListener("play", follow);
 player.addEventListener("seeked", follow);
-player.addEventListener("ended", () => transcript.mark(null));
 player.addEventListener("error", () => {
   player.hidden = true;
   get("name").textContent += " (this browser cannot play it)";

@@ -67,8 +67,8 @@ export async function openMicrophone(take, lost) {
       audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false },
     });
   } catch (error) {
-    const found = error.name !== "NotFoundError";
-    throw new Error(found ? "The browser does not allow the microphone; allow it beside the address." : "There is no microphone.");
+    const none = error.name === "NotFoundError";
+    throw new Error(none ? "There is no microphone." : "The browser does not allow the microphone; allow it beside the address.");
   }
   const context = new AudioContext();
   const close = () => {
@@ -81,7 +81,8 @@ export async function openMicrophone(take, lost) {
     await close();
     throw new Error("The recorder could not be loaded; load the page again.");
   }
-  const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+  const mono = { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" };
+  const recorder = new AudioWorkletNode(context, "recorder", mono);
   const ended = new Promise((resolve) => {
     recorder.port.onmessage = ({ data }) => (data ? take(data) : resolve());
   });

@@ -32,7 +32,10 @@ export class Picture {
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.dark.addEventListener("change", () => this.heard && this.paintSound());
     this.cover.addEventListener("pointermove", (event) => this.point(event));
-    this.cover.addEventListener("pointerleave", () => this.show(this.now));
+    this.cover.addEventListener("pointerleave", () => {
+      this.pointed = false;
+      this.show(this.now);
+    });
     this.cover.addEventListener("click", (event) => {
       this.point(event);
       this.seek(this.seconds(event));
@@ -141,8 +144,10 @@ export class Picture {
   }
 
   point(event) {
-    const over = (strip) => event.clientY >= strip.getBoundingClientRect().top && event.clientY < strip.getBoundingClientRect().bottom;
-    this.say(this.seconds(event), this.strips.findIndex(over));
+    const areas = this.strips.map((strip) => strip.getBoundingClientRect());
+    const layer = areas.findIndex(({ top, bottom }) => event.clientY >= top && event.clientY < bottom);
+    this.pointed = true;
+    this.at.textContent = this.told(this.seconds(event), layer);
   }
 
   key(event) {
@@ -160,37 +165,42 @@ export class Picture {
     event.preventDefault();
   }
 
-  // Moves the line to a time, and tells about it.
-  show(seconds) {
+  // Moves the line to a time and tells about it, unless the pointer asks about another.
+  move(seconds) {
     if (!this.heard) return;
     this.now = Math.max(0, Math.min(this.heard.seconds, seconds));
     this.cursor.style.left = `${(100 * this.now) / this.heard.seconds}%`;
-    this.cover.setAttribute("aria-valuenow", this.now.toFixed(2));
-    this.cover.setAttribute("aria-valuetext", this.say(this.now, this.layer));
+    if (!this.pointed) this.at.textContent = this.told(this.now, this.layer);
   }
 
-  // Tells what is heard at a time: the shares of one layer, or (-1) the strongest expert of every layer.
-  say(seconds, layer) {
+  // The same, and for screen readers too, which would speak without end if it were done while the sound plays.
+  show(seconds) {
+    this.move(seconds);
+    if (!this.heard) return;
+    this.cover.setAttribute("aria-valuenow", this.now.toFixed(2));
+    this.cover.setAttribute("aria-valuetext", this.told(this.now, this.layer));
+  }
+
+  // What is heard at a time: the shares of one layer, or (-1) the strongest expert of every layer.
+  told(seconds, layer) {
     const column = Math.min(Math.floor((seconds / this.heard.seconds) * this.heard.columns), this.heard.columns - 1);
     const word = this.wordAt(seconds);
     const shares = ({ experts, gates }) =>
       [...gates.subarray(column * experts, (column + 1) * experts)]
         .map((share, expert) => ({ share, expert }))
         .sort((one, other) => other.share - one.share);
-    let told = this.heard.message;
-    if (this.layers.length && !shares(this.layers[0])[0].share) told = "a pause that is not read";
+    let found = this.heard.message;
+    if (this.layers.length && !shares(this.layers[0])[0].share) found = "a pause that is not read";
     else if (layer >= 0) {
       const parts = shares(this.layers[layer]).filter(({ share }) => share >= 255 / 200);
-      told = `layer ${layer}: ` + parts.map(({ share, expert }) => `expert ${expert} ${percent(share)}`).join(", ");
+      found = `layer ${layer}: ` + parts.map(({ share, expert }) => `expert ${expert} ${percent(share)}`).join(", ");
     } else if (this.layers.length > FEW) {
-      told = "point at a layer, or choose one with the arrow keys";
+      found = "point at a layer, or choose one with the arrow keys";
     } else if (this.layers.length) {
       const best = this.layers.map((one, number) => ({ ...shares(one)[0], number }));
-      told = best.map(({ share, expert, number }) => `layer ${number}: expert ${expert} ${percent(share)}`).join(" · ");
+      found = best.map(({ share, expert, number }) => `layer ${number}: expert ${expert} ${percent(share)}`).join(" · ");
     }
-    const text = `${seconds.toFixed(2)} s${word ? ` “${word}”` : ""} · ${told}`;
-    this.at.textContent = text;
-    return text;
+    return `${seconds.toFixed(2)} s${word ? ` “${word}”` : ""} · ${found}`;
   }
 }
 

@@ -85,12 +85,15 @@ export async function modelName() {
 
 // tell(text): what has been read so far. -> {text, segments: [{start, end, text}], words: [{start, end, word}]}, seconds each
 export async function transcribe(blob, name, model, tell, signal) {
-  const fields = { model, stream: "true", "timestamp_granularities[]": ["segment", "word"] };
-  const response = await request("v1/audio/transcriptions", { ...form(blob, name, fields), signal });
+  const times = { model, "timestamp_granularities[]": ["segment", "word"] };
+  const ask = (fields) => request("v1/audio/transcriptions", { ...form(blob, name, { ...times, ...fields }), signal });
   let text = "";
-  for await (const event of events(response)) {
+  for await (const event of events(await ask({ stream: "true" }))) {
     if (event.type === "transcript.text.delta") tell((text += event.delta));
-    if (event.type === "transcript.text.done") return { segments: [], words: [], ...event };
+    if (event.type !== "transcript.text.done") continue;
+    // OpenAI's own stream has no times: a server that keeps to it is asked once more.
+    const heard = event.segments ? event : await (await ask({ response_format: "verbose_json" })).json();
+    return { words: [], ...heard };
   }
   throw new ServerError(BROKEN);
 }

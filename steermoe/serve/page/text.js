@@ -8,8 +8,8 @@ export function clock(seconds) {
   return (hours ? `${hours}:${two(Math.floor(whole / 60) % 60)}` : `${Math.floor(whole / 60)}`) + `:${two(whole % 60)}`;
 }
 
-// A text cut where its words are: [{text, start, end}], or {text} alone for what lies between. Words that are not found in the text
-// are left out, so what is shown is always the text itself.
+// A text cut where its words are: [{text, start, end}], or {text} alone for what lies between. Words that are not found in the
+// text are left out, so what is shown is always the text itself.
 export function placeWords(text, words) {
   const parts = [];
   let at = 0;
@@ -107,10 +107,10 @@ export class Transcript {
   key(event) {
     const place = this.units.findIndex(({ element }) => element === event.target);
     if (place < 0) return;
-    const moves = { ArrowLeft: place - 1, ArrowUp: place - 1, ArrowRight: place + 1, ArrowDown: place + 1, Home: 0, End: this.units.length - 1 };
+    const moves = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -place, End: this.units.length - 1 - place };
     if (event.key === "Enter" || event.key === " ") this.seek(this.units[place].start);
     else if (event.key in moves) {
-      const next = this.units[moves[event.key]]?.element;
+      const next = this.units[place + moves[event.key]]?.element;
       if (next) {
         event.target.tabIndex = -1;
         next.tabIndex = 0;
