@@ -16,7 +16,7 @@ from steermoe.serve.limits import ApiError
 
 def write(model, asked: Asked, talker=None) -> Iterator[tuple | None]:
     """("text", what is new) as it is written, None for a step without; at last ("end", the whole text, calls as (name,
-    arguments), OpenAI's finish_reason, usage). Where functions may be called, text comes at the end: it may turn out to be a call.
+    arguments), OpenAI's finish_reason, usage). Where functions may be called, text comes at the end: it may be a call.
 
     model: a steermoe.SteerMoE. talker: another LLM that talks. UserError and ApiError as by Conversation.
     """

@@ -19,9 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from steermoe.errors import UserError
 from steermoe.serve import chats, transcriptions
-from steermoe.serve.answers import write
 from steermoe.serve.batcher import Batcher, Job
-from steermoe.serve.experts import hear
 from steermoe.serve.limits import ApiError, Guard, Limits, as_api_error
 from steermoe.serve.live import live
 from steermoe.serve.metrics import Metrics
@@ -77,7 +75,7 @@ class Server:
         self.app = Starlette(
             routes=routes,
             middleware=[Middleware(Guard, limits=limits, metrics=self.metrics, hosts=hosts, keys=keys)],
-            exception_handlers={ApiError: told, HTTPException: told, UserError: told, Exception: told},
+            exception_handlers={ApiError: told, HTTPException: told, UserError: told},
             lifespan=self.lifespan,
         )
 
@@ -101,6 +99,8 @@ class Server:
         return transcriptions.answer(transcript, words, seconds, asked)
 
     async def chat(self, request: Request) -> Response:
+        from steermoe.serve.answers import write  # as all that needs torch, where it is needed
+
         asked = await self.in_thread(chats.read_body, await request.body(), self.limits.audio, MAX_TOKENS)
         completion = chats.Completion(self.name, asked)
         job = self.batcher.chat(write(self.model, asked, self.talker), request.state.deadline)
@@ -109,6 +109,8 @@ class Server:
         return JSONResponse(await self.attended(request, job, completion.whole(job)))
 
     async def experts(self, request: Request) -> Response:
+        from steermoe.serve.experts import hear
+
         async with request.form(max_files=1, max_fields=32, max_part_size=2**16) as form:
             samples_n = await self.in_thread(read_audio, transcriptions.upload(form), self.limits.audio)
         return JSONResponse(await self.batcher.call(lambda: hear(self.model, samples_n), request.state.deadline))

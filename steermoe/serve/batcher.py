@@ -8,7 +8,6 @@ too, batches get half of the time.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -16,14 +15,13 @@ from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
-from steermoe.errors import UserError
 from steermoe.serve.limits import ApiError
-from steermoe.serve.words import word_times
+from steermoe.transcript import Segment
 
 SAMPLE_RATE = 16000
 FRAMES_PER_SECOND = 100  # what decode_conf.batch_frames counts
+BATCH_S = 4.0  # what comes meanwhile has to wait: batches are as large as can be read in about so many seconds
 CHATS = 4  # written at once, others wait: each holds the LLM's keys and values of its whole conversation
-LOG = logging.getLogger("steermoe.serve")
 
 
 class Job:
@@ -92,7 +90,7 @@ class Batcher:
         self.calls: deque[Steps] = deque()
         self.wake, self.stopping = threading.Condition(), False
         self.balance = 0.0  # seconds that batches have had more than other work, while there is some
-        self.speed = 1.0  # seconds of audio read in a second, of late
+        self.speed = 5.0  # seconds of audio read in a second, of late
         self.thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -183,9 +181,10 @@ class Batcher:
     def _batch(self) -> list[tuple[Reading, np.ndarray]]:
         """Of every reading its next piece in turn, until a batch is full."""
         conf, batch, longest = self.model.decode_conf, [], 0
+        most = min(conf.batch_frames / FRAMES_PER_SECOND, self.speed * BATCH_S)  # seconds of audio
         while self.readings and len(batch) < conf.max_batch:
             longest = max(longest, len(self.readings[0].pieces[0]))
-            if batch and longest * (len(batch) + 1) * FRAMES_PER_SECOND / SAMPLE_RATE > conf.batch_frames:
+            if batch and longest * (len(batch) + 1) / SAMPLE_RATE > most:
                 break
             reading = self.readings.popleft()
             batch.append((reading, reading.pieces.popleft()))
@@ -197,16 +196,12 @@ class Batcher:
         begun = time.monotonic()
         try:
             texts = self.model.transcribe([piece for _, piece in batch])
-            words = [
-                word_times(self.model, piece, text) if reading.timed and not reading.closed else []
-                for (reading, piece), text in zip(batch, texts)
-            ]
+            words = [self._words(piece, text) if reading.timed else [] for (reading, piece), text in zip(batch, texts)]
         except Exception as error:  # one piece may be the reason: the others must not suffer
             if len(batch) > 1:
                 for item in batch:
                     self._read([item])
                 return
-            LOG.exception("a piece of audio could not be read")
             batch[0][0].put("error", error)
             batch[0][0].close()
             return
@@ -219,6 +214,11 @@ class Batcher:
             if not reading.left:
                 reading.put("end")
 
+    def _words(self, piece: np.ndarray, text: str) -> list[Segment]:
+        from steermoe.serve.words import word_times  # needs torch, which the model has loaded
+
+        return word_times(self.model, piece, text)
+
     def _step(self, job: Steps) -> None:
         try:
             if (result := next(job.steps)) is not None:
@@ -227,7 +227,5 @@ class Batcher:
             job.put("end")
             job.close()
         except Exception as error:
-            if not isinstance(error, (UserError, ApiError)):
-                LOG.exception("a step failed")
             job.put("error", error)
             job.close()

@@ -136,7 +136,8 @@ def _tools(tree: dict) -> tuple[list[dict], bool]:
 def _schema(tool: Any) -> dict:
     function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not NAME.fullmatch(function["name"]):
-        raise ApiError(400, 'a tool is {"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}', "tools")
+        form = '{"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}'
+        raise ApiError(400, f"a tool is {form}", "tools")
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     description = function.get("description") or ""
     if not isinstance(parameters, dict) or not isinstance(description, str):

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import anyio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from steermoe.errors import UserError
@@ -70,6 +71,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error))
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
+    if isinstance(error, ClientDisconnect):
+        return ApiError(499, "the client has gone")
     LOG.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed at this request; its log says why")
 
@@ -106,14 +109,21 @@ class Guard:
             if scope["type"] == "websocket":
                 await self.app(scope, receive, answer)
             else:
-                with anyio.fail_after(self.limits.timeout + GRACE_S):  # a client may not even read its answer
-                    await self.app(scope, Body(receive, scope, self.limits), answer)
-        except TimeoutError:
-            pass
+                await self.pass_on(scope, receive, answer)
         finally:
             self.at_work -= works
             self.metrics.at_work.set(self.at_work)
             self.metrics.done(scope, answer.status, time.monotonic() - begun)
+
+    async def pass_on(self, scope, receive, answer: Answer) -> None:
+        failed = ApiError(504, "the answer was not ready in time")
+        try:
+            with anyio.move_on_after(self.limits.timeout + GRACE_S):  # a client may not even read its answer
+                await self.app(scope, Body(receive, scope, self.limits), answer)
+        except Exception as error:
+            failed = as_api_error(error)
+        if not answer.begun:
+            await failed.response()(scope, receive, answer)
 
     def check(self, scope, works: bool) -> None:
         """ApiError for a request that is not let in."""
@@ -134,9 +144,10 @@ class Answer:
     """Passes a response on and remembers its status; 499 is a client that has gone before there was one."""
 
     def __init__(self, send):
-        self.send, self.status = send, 499
+        self.send, self.status, self.begun = send, 499, False
 
     async def __call__(self, message) -> None:
+        self.begun = True
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
         elif message["type"] == "websocket.accept":

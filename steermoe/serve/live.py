@@ -114,14 +114,11 @@ class Live:
         while True:
             await self.some(receiver)
             last = self.ended and not self.samples
-            if not last:
-                self.chunks.append(np.concatenate(self.held))
-                async with self.changed:
-                    self.held.clear()
-                    self.samples = 0
-                    self.changed.notify_all()
-            else:
-                self.chunks.append(None)
+            self.chunks.append(None if last else np.concatenate(self.held))
+            self.held.clear()
+            self.samples = 0
+            async with self.changed:
+                self.changed.notify_all()
             deadline = time.monotonic() + self.server.limits.timeout
             partial = await self.server.batcher.call(lambda: next(partials), deadline)
             text += partial.new

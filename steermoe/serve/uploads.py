@@ -94,7 +94,8 @@ def _by_ffmpeg(stream: IO[bytes], form: str) -> Iterator[np.ndarray]:
                 yield from (part.to_ndarray()[0] for part in resampler.resample(frame))
             yield from (part.to_ndarray()[0] for part in resampler.resample(None))
     except (av.error.FFmpegError, ValueError) as error:
-        raise UserError(f"{NAME} cannot be read ({error}): damaged, or in a coding that is not known") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{NAME} cannot be read ({reason}): damaged, or in a coding that is not known") from None
 
 
 def _check_form(rate: int, channels: int) -> None:
