@@ -29,6 +29,7 @@ CATALOG = Path(__file__).with_name("models.yaml")
 MADE_HERE = "exp/"  # an encoder under exp/ is not fetched: a recipe's stage 3 makes it
 SOURCE = "SOURCE.json"  # written last: where a fetched model came from, and how long its files are
 CONVERTER = 1  # raise it when unpacking a GGUF writes something else than before
+LARGE = 1 << 30  # bytes of weights whose checking is worth a progress bar
 HUB_TIMEOUT_S = 5.0
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken", "cmvn.ark"]
 HUB_WEIGHTS = {"llm": ["*.safetensors"], "encoder": ["*.safetensors", "*.pt", "model.bin", "model.pth.tar"]}
@@ -347,14 +348,18 @@ def _hash_tensors(files: list[Path]) -> str:
             where |= {name: (file, 8 + length, tensor) for name, tensor in header.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             raise UserError(f"{file}: missing or damaged safetensors file; fetch the model again") from None
-    digest = hashlib.sha256()
-    for name in sorted(where):
-        file, base, tensor = where[name]
-        start, end = tensor["data_offsets"]
-        digest.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
-        with open(file, "rb") as stream:
-            stream.seek(base + start)
-            _update(digest, stream, end - start, file)
+    digest, done = hashlib.sha256(), 0
+    total = sum(file.stat().st_size for file in files)
+    with Progress(f"check {files[0].parent.name}", total >> 20, "MiB", shown=total >= LARGE) as progress:
+        for name in sorted(where):
+            file, base, tensor = where[name]
+            start, end = tensor["data_offsets"]
+            digest.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
+            with open(file, "rb") as stream:
+                stream.seek(base + start)
+                _update(digest, stream, end - start, file)
+            done += end - start
+            progress.update((done >> 20) - progress.count)
     return digest.hexdigest()
 
 

@@ -265,6 +265,17 @@ def test_fingerprint_depends_on_the_tensors_alone(packages, tmp_path):
         assert fetch.fingerprint(tmp_path / "one") != value
 
 
+def test_counting_large_weights_shows_how_far_it_is(packages, tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    for name in ("small", "large"):
+        save(tmp_path / name / "model.safetensors", {"a": torch.ones(1 << 19), "b": torch.zeros(1 << 19)})
+    fetch.fingerprint(tmp_path / "small")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(fetch, "LARGE", 1 << 20)
+    fetch.fingerprint(tmp_path / "large")
+    assert "check large: 4/4 MiB (100 %)" in capsys.readouterr().err
+
+
 def test_fingerprint_is_remembered_and_survives_a_damaged_memory(packages, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     save(tmp_path / "m/model.safetensors", {"a": torch.ones(3)})

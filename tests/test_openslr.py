@@ -10,6 +10,7 @@ import re
 import tarfile
 import threading
 import time
+import zipfile
 
 import pytest
 
@@ -131,6 +132,27 @@ def test_a_half_of_something_else_is_fetched_again_from_the_start(server, tmp_pa
     (tmp_path / "longer/dev-clean.tar.gz.part").write_bytes(b"x" * 400_000)  # longer than the archive: the server answers 416
     openslr.fetch([archive], tmp_path / "longer", "a folder", server.url)
     assert (tmp_path / "longer/LibriSpeech/dev-clean").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_checking_and_unpacking_a_large_archive_show_how_far_they_are(tmp_path, kind, monkeypatch, capsys):
+    files = {f"a/{number}": random.Random(number).randbytes(3 << 20) for number in range(2)}
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        path.write_bytes(tar_bytes(files))
+    unpack = openslr.unpack_zip if kind == "zip" else openslr.unpack_tar
+    unpack(path, tmp_path / "small")
+    assert openslr._md5(path) == hashlib.md5(path.read_bytes()).hexdigest() and capsys.readouterr().err == ""
+    monkeypatch.setattr(openslr, "LARGE", 1 << 20)
+    unpack(path, tmp_path / "large")
+    openslr._md5(path)
+    err = capsys.readouterr().err
+    assert re.search(rf"unpack x.{kind}: [1-6]/6 MiB .* left", err) and f"check x.{kind}: 6/6 MiB (100 %)" in err
+    assert (tmp_path / "large/a/1").read_bytes() == files["a/1"]
 
 
 def test_a_killed_unpacking_is_done_again(server, tmp_path):

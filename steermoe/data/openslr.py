@@ -26,6 +26,7 @@ from steermoe.errors import UserError
 
 MIRROR = "https://www.openslr.org/resources"
 BLOCK = 1 << 20
+LARGE = 1 << 30  # bytes of an archive that is worth a progress bar
 TIMEOUT_S = 30.0
 CHECK_S = 10.0  # names are looked up without a time limit of their own
 TRIES = 5  # in a row without a byte of progress
@@ -205,10 +206,19 @@ def _transfer(url: str, part: Path, corpus: str) -> None:
 
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as stream:
+    with open(path, "rb") as stream, _progress("check", path) as progress:
         while block := stream.read(BLOCK):
             digest.update(block)
+            progress.update((stream.tell() >> 20) - progress.count)
     return digest.hexdigest()
+
+
+def _progress(what: str, path: Path):
+    """Of reading an archive, in MiB; silent for one that is read in seconds."""
+    from steermoe.progress import Progress
+
+    size = path.stat().st_size
+    return Progress(f"{what} {path.name}", size >> 20, "MiB", shown=size >= LARGE)
 
 
 def _unpack(archive: Archive, path: Path, downloads: Path) -> None:
@@ -243,11 +253,12 @@ def unpack_zip(path: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     root = out.resolve()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive, _progress("unpack", path) as progress:
             for member in archive.infolist():
                 if not (root / member.filename).resolve().is_relative_to(root):
                     raise UserError(f"{path}: {member.filename!r} is outside its folder; it is not the corpus")
                 archive.extract(member, root)
+                progress.update((member.header_offset + member.compress_size >> 20) - progress.count)
     except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{path}: a broken archive ({error}); remove it and run again") from None
 
@@ -257,8 +268,9 @@ def unpack_tar(path: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     root = out.resolve()
     try:
-        with tarfile.open(path) as tar:
+        with open(path, "rb") as stream, tarfile.open(fileobj=stream) as tar, _progress("unpack", path) as progress:
             for member in tar:
+                progress.update((stream.tell() >> 20) - progress.count)
                 inside = (root / member.name).resolve()
                 if not (member.isfile() or member.isdir()) or not inside.is_relative_to(root):
                     raise UserError(f"{path}: {member.name!r} is a link, a device or outside its folder; it is not the corpus")
