@@ -63,7 +63,7 @@ stage_names=(download data features text model train decode pack) # from stage -
 stage_titles=("Data Download" "Data Preparation" "Feature Generation" "Text Preparation" "Model Preparation" "Training"
   "Decoding and Scoring" "Packing")
 stage_leaves=("downloads/" "data/SET/{wav.scp,text,…}" "dump/FEATURES/SET/feats.scp" "dump/FEATURES/SET/data.jsonl"
-  "exp/NAME/model_info.txt" "exp/NAME/checkpoints" "exp/NAME/decode_SET_TAG/result.txt, RESULTS.md" "exp/NAME/package")
+  "exp/NAME/model_info.txt" "exp/NAME/checkpoints" "exp/NAME/decode_SET_TAG/result.txt, RESULTS.md" "exp/NAME/package{,.zip}")
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
