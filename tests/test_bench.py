@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import tiny
+from steermoe.checkpoint import save_adapter
+from steermoe.config import config_from_dict
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.model import SteerMoE
@@ -144,13 +146,62 @@ def test_every_path_prints_its_table(monkeypatch, capsys, command, variants, not
     monkeypatch.setattr(dump, "corpus_seconds", lambda count: [1.0, 2.0][:count])
     monkeypatch.setattr(train_step, "SECONDS", [1.0, 1.5])
     monkeypatch.setitem(train_step.PEAK_SIZE, "cpu", 32)
-    threads = torch.get_num_threads()
-    runpy.run_path(str(BENCH / "__main__.py"))["main"]([*command.split(), "--rounds", "1", "--clock", "wall", "--markdown"])
-    torch.set_num_threads(threads)
-    printed = capsys.readouterr().out
+    printed = bench(capsys, *command.split(), "--clock", "wall")
     assert all(f"| {variant} | " in printed for variant in variants.split("|")) and note in printed and "git " in printed
+
+
+def bench(capsys, *words) -> str:
+    """What it prints, as Markdown."""
+    threads = torch.get_num_threads()
+    runpy.run_path(str(BENCH / "__main__.py"))["main"]([*words, "--rounds", "1", "--markdown"])
+    torch.set_num_threads(threads)
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "variants"), [("score --utterances 50", "ours|ours, counts only"), ("load", "ours|imports|transformers")]
+)
+def test_whole_commands_take_turns(real_models, capsys, command, variants):
+    printed = bench(capsys, *command.split())
+    assert all(f"| {variant} | " in printed for variant in variants.split("|"))
+
+
+def test_a_trained_adapter_searches_in_each_of_its_ways(tiny_config, tmp_path, capsys):
+    config = config_from_dict(tiny_config.to_dict() | {"projector": "token", "projector_conf": {"frames_conf": {"kernel": 1}}})
+    config.decode_conf.beam, config.decode_conf.ctc_weight = 3, 0.25
+    save_adapter(tmp_path / "exp" / "adapter.safetensors", SteerMoE.from_config(config), config, 1, {})
+    data = tiny.make_dataset(tmp_path, [50, 80, 123])
+    printed = bench(capsys, "decode", "--data", str(data), "--adapter", str(tmp_path / "exp"), "--utterances", "2")
+    for variant in ("greedy by the LLM", "CTC alone", "as configured: beam 3, ctc_weight 0.25"):
+        assert f"| {variant} | " in printed
+    assert "exp: 2 utterances, 1 s of audio" in printed
+
+
+def test_growth_compares_with_a_tenth(monkeypatch, capsys):
+    import growth
+
+    monkeypatch.setattr(growth, "in_a_process", growth.measure)
+    monkeypatch.setattr(growth, "corpus_seconds", lambda count: [1.0, 2.0] * (count // 2))
+    printed = bench(capsys, "growth", "--utterances", "4000")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| ")]
+    found = [(row[0], row[1], bool(row[4])) for row in rows[1:]]
+    assert found == [
+        ("dump", "2", False), ("dump", "20", True), ("decode", "20", False), ("decode", "200", True),
+        ("training", "400", False), ("training", "4,000", True),
+    ]  # fmt: skip
+    assert rows[-1][2] == "1.7" and 50 < int(rows[-1][5]) < 20_000
+
+
+def test_growth_measures_a_process_of_its_own(tmp_path):
+    import growth
+
+    growth.write_corpora(tmp_path, {"dump": [], "decode": [], "training": [20]}, [1.0] * growth.RECORDINGS)
+    found = growth.in_a_process("training", str(tmp_path), 20)
+    assert found.keys() == {"wall", "cpu", "memory"} and 0 < found["wall"] < 60
 
 
 def test_the_command_names_its_paths():
     shown = subprocess.run([sys.executable, str(BENCH)], capture_output=True, text=True)
-    assert shown.returncode == 2 and all(path in shown.stdout for path in ("train-step", "decode", "dump", "score", "load"))
+    paths = ("train-step", "decode", "dump", "score", "load", "growth")
+    assert shown.returncode == 2 and all(path in shown.stdout for path in paths)

@@ -5,6 +5,7 @@ decode       greedy decoding
 dump         FLAC to features in an ark (stage 1)
 score        the scorer as a whole command
 load         a model from the local cache, ready to decode
+growth       ten times the hours: time and memory
 
 `python tools/bench PATH --help` says what is compared with what.
 """
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-PATHS = ("train-step", "decode", "dump", "score", "load")
+PATHS = ("train-step", "decode", "dump", "score", "load", "growth")
 
 
 def main(argv: list[str] | None = None) -> None:

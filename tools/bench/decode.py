@@ -4,23 +4,33 @@
 ours             sorted by length, batches under decode_conf's budget of frames; Whisper's windows `trim` and `full30`
 authors          one utterance at a time, padded to 30 s, float32, transformers' generate
 straightforward  8 at a time in the corpus's order, padded to 30 s, transformers' generate, which goes on to the longest answer
+
+With --data, a data.jsonl of stage 2, there are real speech and answers that end: its first --utterances by a trained adapter,
+searched as that is configured, greedily by the LLM alone, and by CTC alone where it has one.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Callable
 
 import torch
 
 from pair import add_shape_options, answer_tokens, corpus_seconds, make_batch, make_pair
 from references import Authors, Straightforward, pad_feats
+from steermoe.checkpoint import load_model
 from steermoe.config import DecodeConf
+from steermoe.data.collator import Collator
+from steermoe.data.dataset import AudioTextDataset
 from steermoe.data.sampler import sorted_batches
+from steermoe.decode.decoder import decode_batch
 from steermoe.decode.search import greedy_search
+from steermoe.pretrained import NAME, adapter_path, find_adapter
 from turns import print_report, rows, take_turns
 
 ROUNDS = 5
-OURS = "ours bfloat16"
+OURS, GREEDY = "ours bfloat16", "greedy by the LLM"
 
 
 def add_options(parser) -> None:
@@ -28,9 +38,13 @@ def add_options(parser) -> None:
     parser.add_argument("--utterances", type=int, default=16)
     parser.add_argument("--batch-frames", type=int, default=DecodeConf().batch_frames, help="ours: decode_conf.batch_frames")
     parser.add_argument("--max-batch", type=int, default=DecodeConf().max_batch, help="ours: decode_conf.max_batch")
+    parser.add_argument("--data", type=Path, help="a data.jsonl to decode with --adapter, instead of the invented corpus")
+    parser.add_argument("--adapter", type=adapter_path, default=NAME, help="for --data: experiment folder, package or file")
 
 
 def run(args) -> None:
+    if args.data:
+        return run_adapter(args)
     seconds = corpus_seconds(args.utterances)
     ours, in_float32 = make_pair(args.shapes, args.device), make_pair(args.shapes, args.device, "float32")
     authors, plain = Authors(in_float32), Straightforward(in_float32)
@@ -48,6 +62,32 @@ def run(args) -> None:
     times = take_turns(variants, args.rounds, args.device)
     notes = [f"{len(seconds)} utterances, {sum(seconds):.0f} s of audio, {sum(map(answer_tokens, seconds))} tokens."]
     print_report(f"Decoding, {args.shapes}, {args.device}", rows(times, OURS, args.clock, speed), notes, args)
+
+
+def run_adapter(args) -> None:
+    model, config = load_model(find_adapter(args.adapter), args.device)
+    data, conf = AudioTextDataset(args.data), config.decode_conf
+    count = min(args.utterances, len(data))
+    seconds = [data.entries[index]["duration"] for index in range(count)]
+    confs = {GREEDY: replace(conf, beam=1, ctc_weight=0.0)}
+    if hasattr(model.projector, "hear"):
+        confs["CTC alone"] = replace(conf, ctc_weight=1.0)
+    if conf not in confs.values():
+        confs[f"as configured: beam {conf.beam}, ctc_weight {conf.ctc_weight:g}"] = conf
+    collate = Collator(model.llm, config.data_conf.prompt, answers=False)
+    batches = []
+    for indices in sorted_batches(data.lengths()[:count], conf.batch_frames, conf.max_batch):
+        batches.append((collate([data[index] for index in indices]).to(args.device), [seconds[index] for index in indices]))
+    variants = {name: adapter_decoding(model, batches, each) for name, each in confs.items()}
+    speed = {"x real time": lambda median: f"{sum(seconds) / median:.1f}"}
+    times = take_turns(variants, args.rounds, args.device)
+    notes = [f"{args.adapter.name}: {count} utterances, {sum(seconds):.0f} s of audio."]
+    print_report(f"Decoding with a trained adapter, {args.device}", rows(times, GREEDY, args.clock, speed), notes, args)
+
+
+def adapter_decoding(model, batches: list[tuple], conf: DecodeConf) -> Callable[[], list]:
+    model.eval()
+    return lambda: [hypothesis for batch, seconds in batches for hypothesis in decode_batch(model, batch, seconds, conf)]
 
 
 def our_decoding(model, seconds: list[float], args) -> Callable[[], list]:
