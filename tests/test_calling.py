@@ -29,6 +29,8 @@ JSON = '{"name": "get_weather", "arguments": {"city": "上海"}}'
         (f"```\n{JSON}", "", [("get_weather", SHANGHAI)]),
         (f"<tools>\n{JSON}\n</tools>", "", [("get_weather", SHANGHAI)]),
         (JSON, "", [("get_weather", SHANGHAI)]),
+        (f"```json\n{{{JSON}}}\n```", "", [("get_weather", SHANGHAI)]),  # braces doubled, as Qwen2.5-Coder's template shows them
+        (f"<tool_call>{{{JSON}</tool_call>", "", [("get_weather", SHANGHAI)]),
         ('{"name": "get_weather", "parameters": {"city": "上海"}}', "", [("get_weather", SHANGHAI)]),
         ('<|python_tag|>{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}<|eom_id|>', "", None),
         ('<|python_tag|>{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}', "", [("f", {}), ("g", {})]),

@@ -88,9 +88,14 @@ def _read(body: str) -> list[Call]:
 
 
 def _values(text: str) -> list[Any]:
-    """JSON values one after another, parted by white space, `,` or `;`. ValueError if anything else is there."""
+    """JSON values one after another, parted by white space, `,` or `;`. ValueError if anything else is there.
+
+    Qwen2.5-Coder's chat template shows a call in doubled braces, {{"name": …}}, and the model copies them: one pair counts.
+    """
     decoder, values, at = json.JSONDecoder(parse_constant=_no_constant), [], 0
-    text = text.strip()
+    text, gaps = text.strip(), " \t\r\n,;"
+    if text.startswith("{{"):
+        text, gaps = text[1:], gaps + "}"
     while at < len(text):
         try:
             value, at = decoder.raw_decode(text, at)
@@ -99,7 +104,7 @@ def _values(text: str) -> list[Any]:
         if _is_deep(value):
             raise ValueError("nested too deeply")
         values.append(value)
-        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,;"))
+        at += len(text[at:]) - len(text[at:].lstrip(gaps))
     return values
 
 
