@@ -24,18 +24,20 @@ for package in ("starlette", "uvicorn", "websockets", "python_multipart", "prome
 
 class Listener(SteerMoE):
     """Hears words of toneme, in pieces of at most 4 s, without any network. batches: the sizes of what was read at once.
-    slowness: seconds that a batch takes.
+    slowness: seconds that a batch takes. gate: where it waits while it is not set.
     """
 
     def __init__(self):
         self.network = SimpleNamespace(projector=None)
         self.config = SimpleNamespace(data_conf=SimpleNamespace(max_seconds=4.0))
-        self.decode_conf, self.batches, self.slowness = DecodeConf(), [], 0.0
+        self.decode_conf, self.batches, self.slowness, self.gate = DecodeConf(), [], 0.0, threading.Event()
+        self.gate.set()
         self._frontend = SimpleNamespace(max_frames=None, frames_per_second=100)
 
     def _read(self, samples, conf):
         self.batches.append(len(samples))
         time.sleep(self.slowness)
+        self.gate.wait(60)
         return [toneme.listen(samples_n) for samples_n in samples]
 
 

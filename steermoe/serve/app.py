@@ -24,7 +24,6 @@ from steermoe.serve.limits import ApiError, Guard, Limits, as_api_error
 from steermoe.serve.live import live
 from steermoe.serve.metrics import Metrics
 from steermoe.serve.uploads import read_audio, read_pieces
-from steermoe.transcript import Segment
 
 PAGE = Path(__file__).with_name("page")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".png": "image/png"}
@@ -91,11 +90,12 @@ class Server:
             asked = transcriptions.read_form(form)
             seconds, pieces = await self.in_thread(read_pieces, asked.file, self.limits.audio, self.model.limit)
         reading = self.batcher.read([piece.samples_n for piece in pieces], request.state.deadline, asked.words)
-        words: list[Segment] = []
-        parts = transcriptions.settled([(piece.start, piece.end, piece.overlaps) for piece in pieces], reading, words)
+        spans, words = [(piece.start, piece.end, piece.overlaps) for piece in pieces], []
+        del pieces  # the samples of what has been read are needed no more
+        parts = transcriptions.settled(spans, reading, words)
         if asked.stream:
             return await self.stream(request, reading, transcriptions.events(parts, seconds))
-        transcript = await self.attended(request, reading, transcriptions.last(parts))
+        transcript = await attended(request, transcriptions.last(parts))
         return transcriptions.answer(transcript, words, seconds, asked)
 
     async def chat(self, request: Request) -> Response:
@@ -106,14 +106,15 @@ class Server:
         job = self.batcher.chat(write(self.model, asked, self.talker), request.state.deadline)
         if asked.stream:
             return await self.stream(request, job, completion.chunks(job))
-        return JSONResponse(await self.attended(request, job, completion.whole(job)))
+        return JSONResponse(await attended(request, completion.whole(job)))
 
     async def experts(self, request: Request) -> Response:
         from steermoe.serve.experts import hear
 
         async with request.form(max_files=1, max_fields=32, max_part_size=2**16) as form:
             samples_n = await self.in_thread(read_audio, transcriptions.upload(form), self.limits.audio)
-        return JSONResponse(await self.batcher.call(lambda: hear(self.model, samples_n), request.state.deadline))
+        call = self.batcher.call(lambda: hear(self.model, samples_n), request.state.deadline)
+        return JSONResponse(await attended(request, call))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self.card()]})
@@ -136,24 +137,9 @@ class Server:
     async def in_thread(self, function: Callable, *args):
         return await anyio.to_thread.run_sync(function, *args, limiter=self.readers)
 
-    async def attended(self, request: Request, job: Job, work: Awaitable):
-        """What `work` gives; its job is dropped when the client goes."""
-        doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnect(request))
-        try:
-            await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
-                raise ApiError(499, "the client has gone")
-            return doing.result()
-        except BaseException:
-            job.close()
-            raise
-        finally:
-            doing.cancel()
-            gone.cancel()
-
     async def stream(self, request: Request, job: Job, events: AsyncIterator[dict]) -> Response:
         """Server-sent events. What goes wrong before the first of them has a status of its own."""
-        first = await self.attended(request, job, anext(events))
+        first = await attended(request, anext(events))
         return Events(first, events, job)
 
 
@@ -182,6 +168,19 @@ class Events(StreamingResponse):
 
 def line(content: dict) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def attended(request: Request, work: Awaitable):
+    """What `work` gives; it is cancelled, and its job dropped, when the client goes."""
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnect(request))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ApiError(499, "the client has gone")
+        return doing.result()
+    finally:
+        doing.cancel()
+        gone.cancel()
 
 
 async def disconnect(request: Request) -> None:

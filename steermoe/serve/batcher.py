@@ -25,7 +25,8 @@ CHATS = 4  # written at once, others wait: each holds the LLM's keys and values 
 
 
 class Job:
-    """One request's work: an asynchronous iterator of its results. Made in the event loop; `close` drops what is not done yet.
+    """One request's work: an asynchronous iterator of its results. Made in the event loop; `close` drops what is not done yet, as
+    does cancelling whoever waits for a result.
 
     deadline: in time.monotonic's seconds; ApiError 504 if a result has not come by then.
     """
@@ -53,6 +54,9 @@ class Job:
         except asyncio.TimeoutError:
             self.close()
             raise ApiError(504, "the answer was not ready in time: the server is busy, or too much was asked for") from None
+        except asyncio.CancelledError:
+            self.close()
+            raise
         if kind == "error":
             raise value
         if kind == "end":
@@ -129,10 +133,7 @@ class Batcher:
         """What the function returns, called in the model's thread before any other work."""
         with self.wake:
             job = self._add(self.calls, Steps((function() for _ in range(1)), deadline))
-        try:
-            return await anext(job)
-        finally:
-            job.close()
+        return await anext(job)
 
     def _add(self, jobs: deque, job):
         if self.stopping or not self.thread.is_alive():

@@ -6,6 +6,7 @@ which of these two it is: left to itself it would take a playlist for audio, and
 
 from __future__ import annotations
 
+import io
 from typing import IO, Iterator
 
 import numpy as np
@@ -29,9 +30,9 @@ def read_pieces(stream: IO[bytes], longest: float, limit: float) -> tuple[float,
 
 
 def read_audio(stream: IO[bytes], longest: float) -> np.ndarray:
-    """float32 (N,) at 16 kHz, channels averaged. stream: can be read and sought. longest: seconds.
+    """float32 (N,) at 16 kHz, channels averaged. longest: seconds.
 
-    ApiError 400 for what is not audio, or damaged, or longer; never more than `longest` and a block is held in memory.
+    ApiError 400 for what is not audio, or damaged, or longer; the file, `longest` and a block are all that is held in memory.
     """
     blocks, count = [], 0
     try:
@@ -50,15 +51,13 @@ def read_audio(stream: IO[bytes], longest: float) -> np.ndarray:
 
 
 def _blocks(stream: IO[bytes], longest: float) -> Iterator[np.ndarray]:
-    size = stream.seek(0, 2)
-    stream.seek(0)
-    head = stream.read(12)
-    stream.seek(0)
+    content = stream.read()
+    stream, head = io.BytesIO(content), content[:12]
     if head[:4] == b"\x1aE\xdf\xa3":
         return _by_ffmpeg(stream, "matroska")
     if head[4:8] == b"ftyp":
         return _by_ffmpeg(stream, "mp4")
-    check_complete(stream, NAME, size)
+    check_complete(stream, NAME, len(content))
     stream.seek(0)
     return _by_soundfile(stream, longest)
 
