@@ -19,7 +19,7 @@ import torch
 
 from pair import add_shape_options, answer_tokens, corpus_seconds, make_batch, make_pair
 from references import Authors, Straightforward, pad_feats
-from steermoe.checkpoint import load_model
+from steermoe.checkpoint import decode_conf_of, load_model
 from steermoe.config import DecodeConf
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
@@ -65,8 +65,9 @@ def run(args) -> None:
 
 
 def run_adapter(args) -> None:
-    model, config = load_model(find_adapter(args.adapter), args.device)
-    data, conf = AudioTextDataset(args.data), config.decode_conf
+    adapter = find_adapter(args.adapter)
+    model, config = load_model(adapter, args.device)
+    data, conf = AudioTextDataset(args.data), decode_conf_of(adapter, config)
     count = min(args.utterances, len(data))
     seconds = [data.entries[index]["duration"] for index in range(count)]
     confs = {GREEDY: replace(conf, beam=1, ctc_weight=0.0)}
