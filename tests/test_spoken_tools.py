@@ -171,6 +171,8 @@ def test_another_llm_is_asked_what_the_adapter_reads(scripts, tiny_config, tmp_p
     words += ["--conditions", "text voice", "--max-tokens", "4", "--out", str(tmp_path / "out")]
     scripts["ask"].main([*words, "--talker", tiny_config.llm_conf["model"]])
     text, voice = (answer["turns"][0] for answer in read_jsonl(tmp_path / "out" / "answers.jsonl"))
+    scripts["ask"].main([*words, "--talker", tiny_config.llm_conf["model"], "--system", "be brief"])  # other settings: asked anew
+    assert next(read_jsonl(tmp_path / "out" / "answers.jsonl"))["turns"][0]["answer"] != text["answer"]
     assert "heard" not in text and isinstance(voice["heard"], str) and voice["heard"] != PLAIN["say"] == voice["said"]
 
 

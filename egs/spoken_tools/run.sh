@@ -20,6 +20,7 @@ option tts "" "another synthesiser than flite: a command with {text} and {wav} i
 option voices "slt rms" "flite's voices, as one word: slt, rms, awb, kal16"
 option conditions "" "how to ask, as one word of text, alone, transcript, voice; default: all that a list can be asked"
 option talker "" "another LLM that is asked in the place of the adapter's: it gets what the adapter reads, as text"
+option system "" "the system message; default: what the adapter was trained with, or the talker's own"
 option whisper "" "Whisper that makes the transcripts, instead of the adapter's encoder"
 option data "" "data directory of your own recordings of one list, with utterances VOICE-QUERY-TURN; nothing is synthesised then"
 option constrained "" "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"

@@ -37,7 +37,7 @@ def main(argv=None) -> None:
     if args.tools and "alone" in conditions:
         raise UserError("--conditions alone: the LLM alone has no tool loop; leave --tools or this condition away")
     queries, speech = read_queries(args.queries), read_speech(args.data, read_queries(args.queries))
-    names = ("constrained", "max_tokens", "language", "dtype", "llm_model", "encoder_model", "talker", "whisper")
+    names = ("constrained", "max_tokens", "language", "dtype", "llm_model", "encoder_model", "talker", "whisper", "system")
     settings = {name: getattr(args, name) for name in names}
     inputs = [args.queries, find_adapter(args.model), args.data / "wav.scp", *([args.tools] if args.tools else [])]
     stamp = Stamp(args.out / ".asked", settings, inputs)
@@ -69,6 +69,7 @@ def make_parser() -> Parser:
     constrained = "true: keep calls inside the functions' schemas; required: and begin every turn with one (need llguidance)"
     parser.add_argument("--constrained", choices=("false", "true", "required"), default="false", help=constrained)
     parser.add_argument("--talker", help="another LLM to ask (folder, hub id, catalog name): it gets what the adapter reads")
+    parser.add_argument("--system", help="the system message; default: what the adapter was trained with")
     parser.add_argument("--whisper", help="Whisper that makes the transcripts; default: the adapter's encoder")
     parser.add_argument("--max-tokens", type=int, default=128, help="of one answer")
     parser.add_argument("--language", default="en", help="of the speech, for the encoder's own decoder")
@@ -101,7 +102,7 @@ def ask_all(args, tasks: list[tuple], speech: dict, answered: list[dict]) -> Non
     model, config = load_model(args.model, device(args.ngpu), args.encoder_model, args.llm_model, args.dtype)
     talker = load_talker(args.talker, device(args.ngpu), args.dtype)
     options = {"max_tokens": args.max_tokens, "constrained": args.constrained, "decode_conf": config.decode_conf}
-    conversation = Conversation(model, args.tools or (), talker=talker, **options)
+    conversation = Conversation(model, args.tools or (), system=args.system, talker=talker, **options)
     known = {tuple(turn["said"] for turn in a["turns"]): a["turns"] for a in answered if a["condition"] == "text"}
     total, path = len(tasks) + len(answered), args.out / "answers.jsonl"
     with Progress("ask", total, "conversations", len(answered)) as progress, open(path, "a", encoding="utf-8") as stream:
@@ -143,7 +144,8 @@ def alone(conversation, says: Sequence[str]) -> list[dict]:
     from steermoe.decode.repeats import loop_start
 
     llm = conversation.llm
-    messages = [{"role": "system", "content": llm.system}] if llm.system is not None else []
+    system = conversation.template.system
+    messages = [{"role": "system", "content": system}] if system is not None else []
     settings = dict(max_new_tokens=conversation.max_tokens, do_sample=False, repetition_penalty=1.0)
     settings |= dict(eos_token_id=sorted(conversation.stop), pad_token_id=min(conversation.stop))
     turns = []

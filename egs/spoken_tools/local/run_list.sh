@@ -22,7 +22,7 @@ run_list() { # LIST
     "$python" local/ask.py --model "$model" --queries "queries/$list.jsonl" --data "$speech" --out "$out" "${how[@]}" \
       ${constrained:+--constrained "$constrained"} --max-tokens "$max_tokens" --language "$lang" --ngpu "$ngpu" \
       ${encoder_model:+--encoder-model "$encoder_model"} ${llm_model:+--llm-model "$llm_model"} \
-      ${talker:+--talker "$talker"} ${whisper:+--whisper "$whisper"}
+      ${talker:+--talker "$talker"} ${system:+--system "$system"} ${whisper:+--whisper "$whisper"}
     "$python" local/score.py --queries "queries/$list.jsonl" --out "$out" --made-by "./run.sh ${given% }"
   fi
 }
