@@ -51,15 +51,20 @@ case $verb in
   prepare_model)
     [ "${at[dry-run]}" != true ] || exec echo "a table"
     echo table > "${at[exp]}/model_info.txt" ;;
-  train) mkdir -p "${at[exp]}/checkpoints" && [ -f "${at[train]}" ] && [ -f "${at[dev]}" ] && echo > "${at[exp]}/.train.done" \
-    && echo > "${at[exp]}/checkpoints/best.safetensors" && mkdir -p "${at[exp]}/plots" ;;
+  train)
+    mkdir -p "${at[exp]}/checkpoints" "${at[exp]}/plots"
+    [ -f "${at[train]}" ] && [ -f "${at[dev]}" ] && touch "${at[exp]}/checkpoints/best.safetensors" "${at[exp]}/.train.done"
+    ;;
   decode)
     mkdir -p "$out" && echo > "$out/hyp.trn"
     printf '{"decode_conf": {"unit": "%s", "normalizer": "english"}}\n' "${at[decode-conf.unit]:-word}" > "$out/decode.json"
     ;;
   whisper | ctc) mkdir -p "$out" && echo > "$out/hyp.trn" ;;
-  score) echo > "$out/report.html" && printf '%s\n' ",--." "| SPKR    | # Snt # Wrd | Corr    Sub |" "| a       |    1     2 | 98.0    1.0 |" \
-    "| Sum/Avg |    1     2 | 98.0    1.0 |" "| SPKR    | raw |" "| Sum     |  2 |" > "$out/result.txt" ;;
+  score)
+    echo > "$out/report.html"
+    printf '%s\n' ",--." "| SPKR    | # Snt # Wrd | Corr    Sub |" "| a       |    1     2 | 98.0    1.0 |" \
+    "| Sum/Avg |    1     2 | 98.0    1.0 |" "| SPKR    | raw |" "| Sum     |  2 |" > "$out/result.txt"
+    ;;
   score_answers) [ -f "${at[data]}" ] && printf '%s\n' "Accuracy 60.00 [50.00, 70.00] N=5 C=3 clips=2" > "$out/result.txt" ;;
   results) echo table > "$out" ;;
   pack) mkdir -p "${at[exp]}/package" && echo > "${at[exp]}/package.zip" ;;

@@ -127,6 +127,21 @@ def test_local_runs_at_most_so_many_at_once(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="no flock on this machine")
+def test_local_jobs_with_a_gpu_each_take_them_in_turn(tmp_path):
+    """Without it all of them would be on the first one."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf '%s\\n' 0 1 2\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+
+    def seen(*options: str, visible: str = "") -> list[str]:
+        words = [*options, "JOB=1:4", "log/x.JOB.log", "sh", "-c", "printf '%s' \"$CUDA_VISIBLE_DEVICES\" > gpu.JOB"]
+        assert bash(str(UTILS / "run_local.sh"), *words, cwd=tmp_path, PATH=path, CUDA_VISIBLE_DEVICES=visible).returncode == 0
+        return [(tmp_path / f"gpu.{job}").read_text() for job in (1, 2, 3, 4)]
+
+    assert seen("--gpu", "1") == ["0", "1", "2", "0"] and seen("--gpu", "1", visible="5,7") == ["5", "7", "5", "7"]
+    assert seen() == [""] * 4 and seen("--gpu", "2", visible="5,7") == ["5,7"] * 4
+
+
 def test_local_waits_for_an_earlier_run_of_the_same_jobs(tmp_path):
     command = [str(UTILS / "run_local.sh"), "log/x.log", "bash", "-c", "sleep 1; echo $PPID >> order"]
     first = subprocess.Popen(["bash", *command], cwd=tmp_path, stderr=subprocess.PIPE)

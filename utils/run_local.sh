@@ -15,6 +15,16 @@ elif [ -n "$job_name" ] && [ "$last" -gt "$first" ]; then
   export OMP_NUM_THREADS=1 # nj jobs with all cores each would only get in each other's way
 fi
 
+# Jobs with a GPU each take them in turn: those that $CUDA_VISIBLE_DEVICES names, else all of this machine.
+devices=()
+if [ "$gpu" -eq 1 ] && [ "$last" -gt "$first" ]; then
+  if [ -n "$CUDA_VISIBLE_DEVICES" ]; then
+    IFS=, read -r -a devices <<< "$CUDA_VISIBLE_DEVICES"
+  else
+    mapfile -t devices < <(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null)
+  fi
+fi
+
 # The jobs inherit this lock: whatever has become of an earlier run_local.sh, no second job writes what a living one is writing.
 if command -v flock > /dev/null; then
   exec 9> "$(dirname "$log")/.${log##*/}.lock"
@@ -43,7 +53,11 @@ start() {
   log_begin "$file" "${arguments[@]}"
   began[$number]=$SECONDS
   # A background job of a script ignores Ctrl-C unless it is told not to.
-  (trap - INT && exec "${arguments[@]}") >> "$file" 2>&1 < /dev/null &
+  (
+    trap - INT
+    [ "${#devices[@]}" -eq 0 ] || export CUDA_VISIBLE_DEVICES=${devices[(number - first) % ${#devices[@]}]}
+    exec "${arguments[@]}"
+  ) >> "$file" 2>&1 < /dev/null &
   pid_of[$number]=$!
 }
 
