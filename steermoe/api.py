@@ -51,7 +51,7 @@ class SteerMoE:
     """
 
     def __init__(self, network: Network, config: Config, metadata: dict | None = None, origin: Path | None = None):
-        """metadata: of the adapter, with "step" and "environment"; None for one that was not trained. origin: the adapter's file."""
+        """metadata: of the adapter, with "step" and "environment"; None for one that was not trained. origin: its file."""
         from steermoe.data.collator import Collator
         from steermoe.registry import resolve
 
@@ -94,8 +94,8 @@ class SteerMoE:
         return model
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes a package, from which `from_pretrained` makes this model again: adapter.safetensors, config.yaml, a model card with
-        the data, the scores and the bases' licences, and what the experiment has of results and curves. -> the adapter's path.
+        """Writes a package, from which `from_pretrained` makes this model again: adapter.safetensors, config.yaml, a model card
+        with the data, the scores and the bases' licences, what the experiment has of results and curves. -> the adapter's path.
         """
         return self._save(Path(folder), Path(folder).absolute().name)
 

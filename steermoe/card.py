@@ -1,4 +1,4 @@
-"""README.md of a package: what the adapter is, what made it, how well it hears, and under which licences its frozen models are."""
+"""README.md of a package: what the adapter is, what made it, how well it hears, the licences of its frozen models."""
 
 from __future__ import annotations
 

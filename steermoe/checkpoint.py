@@ -51,8 +51,8 @@ def read_metadata(path: Path) -> tuple[Config, dict]:
 
 
 def decode_conf_of(adapter: Path, config: Config) -> DecodeConf:
-    """How an adapter decodes: decode_conf of the config.yaml of its folder, which may have been edited since training, else as it was
-    trained with. Nothing else is read from that file: a stranger's could name code to import.
+    """How an adapter decodes: decode_conf of the config.yaml of its folder, which may have been edited since training, else as it
+    was trained with. Nothing else is read from that file: a stranger's could name code to import.
     """
     edited = home(adapter) / "config.yaml"
     conf = read_layers(edited).get("decode_conf") if edited.is_file() else None

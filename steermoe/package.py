@@ -76,8 +76,8 @@ def write_archive(folder: Path, path: Path) -> None:
 def open_archive(path: Path) -> Path:
     """The folder in the cache with an archive's content, unpacked where that has not been done before.
 
-    UserError for a file that is no zip archive or is damaged, and for one with anything but a package's files in it: another name,
-    a path out of the folder, a link, a device, a name twice, an encrypted file, more than LIMIT bytes or MEMBERS files.
+    UserError for a file that is no zip archive or is damaged, and for one with anything but a package's files in it: another
+    name, a path out of the folder, a link, a device, a name twice, an encrypted file, more than LIMIT bytes or MEMBERS files.
     """
     from steermoe.fetch import cache_dir
 
@@ -115,7 +115,7 @@ def checked(path: Path, members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]
             "encrypted": bool(member.flag_bits & 1),
         }
         if reason := next((reason for reason, found in wrong.items() if found), None):
-            raise UserError(f"{path}: {member.filename!r} is {reason}; nothing was unpacked. Stage 6 makes packages that can be opened")
+            raise UserError(f"{path}: {member.filename!r} is {reason}; nothing was unpacked. Stage 6 makes such packages")
     if len(files) > MEMBERS or sum(member.file_size for member in files) > LIMIT:
         raise UserError(f"{path}: unpacks to more than {MEMBERS} files or {LIMIT >> 30} GiB; nothing was unpacked")
     if "adapter.safetensors" not in names:

@@ -113,7 +113,8 @@ def test_the_archive_is_the_package_in_one_file(exp, tmp_path, capsys):
     assert capsys.readouterr().out == f"{exp / 'package'}\n"
     with zipfile.ZipFile(exp / "package.zip") as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
-    assert inside == {str(file.relative_to(exp / "package")): file.read_bytes() for file in (exp / "package").rglob("*") if file.is_file()}
+    files = [file for file in (exp / "package").rglob("*") if file.is_file()]
+    assert inside == {str(file.relative_to(exp / "package")): file.read_bytes() for file in files}
     pack.main(["--exp", str(exp), "--out", str(tmp_path / "ears.zip")])
     assert (tmp_path / "ears.zip").read_bytes() == (exp / "package.zip").read_bytes() and not (tmp_path / "ears").exists()
     pack.main(["--exp", str(exp), "--out", str(tmp_path / "folder")])
@@ -121,13 +122,14 @@ def test_the_archive_is_the_package_in_one_file(exp, tmp_path, capsys):
 
 
 def test_another_machine_decodes_with_the_archive_alone(tiny_config, tmp_path, monkeypatch):
-    """Another machine: nothing of the experiment's folder, another cache, another working directory. The encoder is the recipe's."""
+    """Another machine: no experiment's folder, another cache, another working directory. The encoder is the recipe's own."""
     recipe, away = tmp_path / "recipe", tmp_path / "away"
     torch.manual_seed(0)
     save_conformer(recipe / "exp/small", Conformer(16, 1, 2), {"made_by": "a test"})
     away.mkdir()
     monkeypatch.chdir(recipe)
-    config = config_from_dict(tiny_config.to_dict() | {"encoder": "conformer", "encoder_conf": {"model": "exp/small", "dtype": "float32"}})
+    changes = {"encoder": "conformer", "encoder_conf": {"model": "exp/small", "dtype": "float32"}}
+    config = config_from_dict(tiny_config.to_dict() | changes)
     model = SteerMoE.from_config(config)
     with torch.no_grad():
         for parameter in model.projector.parameters():

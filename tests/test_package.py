@@ -108,7 +108,8 @@ def test_pickles_are_neither_unpacked_nor_read(tmp_path, cache):
         find_adapter(zipped(tmp_path / "a.zip", {**WHOLE, "checkpoints/resume.pt": evil}))
     from steermoe.checkpoint import read_metadata
 
-    adapter = find_adapter(zipped(tmp_path / "b.zip", {**WHOLE, "adapter.safetensors": evil}))  # under the name of a harmless kind
+    # Under the name of a harmless kind.
+    adapter = find_adapter(zipped(tmp_path / "b.zip", {**WHOLE, "adapter.safetensors": evil}))
     with pytest.raises(UserError, match="not a readable safetensors file"):
         read_metadata(adapter)
     assert not (tmp_path / "ran").exists()

@@ -168,7 +168,8 @@ def test_the_end_says_what_was_made_where_it_is_and_what_to_do_next(recipe):
     made, following = said(recipe.run("--stage", "1", "--stop-stage", "1")[1])
     assert made == {"features": [f"dump/whisper_feats/{name}/feats.scp" for name in ("train", "dev", "test")]}
     made, following = said(recipe.run("--stage", "2", "--stop-stage", "2")[1])
-    assert made == {"features and text": [f"dump/whisper_feats/{name}/data.jsonl, 1 utterances" for name in ("train", "dev", "test")]}
+    listed = [f"dump/whisper_feats/{name}/data.jsonl, 1 utterances" for name in ("train", "dev", "test")]
+    assert made == {"features and text": listed}
     assert following["in another recipe's training"] == "--train-sets 'train ../mini/dump/whisper_feats/train/data.jsonl'"
     status, out, err = recipe.run("--stage", "3", "--tag", "new one")
     made, following = said(out)

@@ -20,10 +20,10 @@ def main(argv=None) -> None:
     parser = Parser(prog="steermoe pack", description=" ".join(__doc__.split()))
     parser.add_argument("--exp", type=adapter_path, required=True, help="experiment folder")
     parser.add_argument(
-        "--out", help="folder to write, FILE.zip, or `pretrained`; if it is not given EXP/package, and EXP/package.zip with the same"
+        "--out", help="folder to write, FILE.zip, or `pretrained`; default EXP/package, and EXP/package.zip with the same"
     )
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload it to this repository of the model hub")
-    parser.add_argument("--private", type=boolean, default=False, help="for others the repository, if it is made, is not to be seen")
+    parser.add_argument("--private", type=boolean, default=False, help="whether the repository, if it is made, is yours alone to see")
     args = parser.parse_args(argv)
     origin = find_adapter(args.exp)
     out = adapter_path(NAME) if args.out == NAME else Path(args.out or args.exp / "package")

@@ -27,7 +27,7 @@ LONG_S = 60.0  # so much audio is worth a progress bar
 
 def main(argv=None) -> None:
     parser = Parser(prog="steermoe transcribe", description=__doc__)
-    parser.add_argument("--model", type=adapter_path, default=NAME, help="experiment folder, package or its .zip, adapter file, hub id")
+    parser.add_argument("--model", type=adapter_path, default=NAME, help="experiment, package or its .zip, adapter file, hub id")
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio of any length, or - for raw 16 kHz 16-bit mono on stdin")
     parser.add_argument("--prompt", help="what the LLM is asked; default: what the adapter was trained with")
     parser.add_argument("--format", choices=FORMATS, default="text", help="json has segments with times; srt, vtt: of one FILE")
