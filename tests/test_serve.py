@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import sys
 import threading
 from types import SimpleNamespace
@@ -164,6 +165,20 @@ def test_live_text(client):
         assert answers[-1]["heard"] == 2.76 and len(answers) > 1
 
 
+def test_live_text_on_a_real_server(model):
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    sent = (toneme.speak([1, 2, 3]) * 32767).astype("<i2").tobytes()
+    with running(Server(model, hosts=["127.0.0.1"])) as port:
+        with connect(f"ws://127.0.0.1:{port}/v1/steermoe/stream", origin=f"http://127.0.0.1:{port}", open_timeout=60) as socket:
+            for message in (json.dumps({"type": "start", "format": "int16"}), sent, json.dumps({"type": "stop"})):
+                socket.send(message)
+            assert json.loads([*socket][-1])["text"] == TEXT and socket.close_code == 1000
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(f"ws://127.0.0.1:{port}/v1/steermoe/stream", origin="http://evil.example", open_timeout=60)
+
+
 def test_answers_belong_to_their_requests(model):
     """Many at once, on a real server: requests are read together, and everyone gets the own text."""
     httpx = pytest.importorskip("httpx")
@@ -223,8 +238,8 @@ def test_the_verb_checks_before_it_loads(tmp_path, monkeypatch):
         main([])
 
 
-def test_the_verb_serves(tiny_model, tiny_config, tmp_path, monkeypatch):
-    """What it hands to uvicorn is bound to this machine alone, and answers."""
+def test_the_verb_serves(tiny_model, tiny_config, tiny_bases, tmp_path, monkeypatch, capsys):
+    """What it hands to uvicorn is bound to this machine alone, and answers; its options arrive."""
     import uvicorn
     from starlette.testclient import TestClient
 
@@ -232,11 +247,26 @@ def test_the_verb_serves(tiny_model, tiny_config, tmp_path, monkeypatch):
     from steermoe.checkpoint import save_adapter
 
     save_adapter(tmp_path / "adapter.safetensors", tiny_model, tiny_config, 7, {})
+    (tmp_path / "keys").write_text("one\ntwo\n")
     served = {}
     monkeypatch.setattr(uvicorn, "run", lambda app, **settings: served.update(settings, app=app))
-    main(["--model", str(tmp_path), "--name", "mine", "--decode-conf.max-batch", "3", "--max-upload", "0.001"])
-    assert served["host"] == "127.0.0.1"
-    with TestClient(served["app"], base_url="http://localhost:8000") as client:
+    main(["--model", str(tmp_path), "--name", "mine", "--max-upload", "0.001", "--max-audio", "1", "--allowed-host", "a.example"])
+    assert (served["host"], served["port"]) == ("127.0.0.1", 8000) and "ssl_certfile" not in served
+    with TestClient(served["app"], base_url="http://a.example") as client:
         assert client.get("/v1/models").json()["data"][0]["id"] == "mine"
         assert transcribe(client, recording([1, 2])).status_code == 413
+        assert client.get("/v1/models", headers={"Host": "b.example"}).status_code == 403
+    words = ["--host", "0.0.0.0", "--port", "0", "--talker", str(tiny_bases / "llm"), "--max-audio", "1"]
+    main(["--model", str(tmp_path), *words, "--certfile", str(tmp_path / "keys")])
+    assert (served["host"], served["port"], served["ssl_certfile"]) == ("0.0.0.0", 0, tmp_path / "keys")
+    assert "--api-key-file" in capsys.readouterr().err
+    with TestClient(served["app"], base_url="https://any.example") as client:
+        assert "longer than 1 s" in transcribe(client, recording([1, 2, 3])).json()["error"]["message"]
+        refused = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
+        assert refused.status_code == 400 and "talker" in refused.json()["error"]["message"]
+    main(["--model", str(tmp_path), "--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys")])
+    assert "--api-key-file" not in capsys.readouterr().err
+    with TestClient(served["app"], base_url="http://any.example") as client:
+        assert client.get("/v1/models").status_code == 401
+        assert client.get("/v1/models", headers={"Authorization": "Bearer two"}).status_code == 200
     until(lambda: not any(thread.name == "model" for thread in threading.enumerate()))

@@ -5,6 +5,7 @@ Bound to this machine alone unless --host says otherwise; then give --api-key-fi
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -80,6 +81,8 @@ def serve(args, overrides: list[str]) -> None:
     model = SteerMoE.from_pretrained(args.model, device=device(args.ngpu), dtype=args.dtype, **where)
     model.decode_conf = conf
     talker = load_talker(args.talker, device(args.ngpu), args.dtype)
+    gc.collect()
+    gc.freeze()  # what torch and the models are made of stays: the collector looks at requests' leavings alone, so it looks often
     here = args.host in LOOPBACK
     if not (here or args.keys):
         print(f"steermoe serve: whoever reaches {args.host} can use this server; --api-key-file asks for keys", file=sys.stderr)

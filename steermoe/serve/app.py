@@ -99,9 +99,9 @@ class Server:
         return transcriptions.answer(transcript, words, seconds, asked)
 
     async def chat(self, request: Request) -> Response:
+        asked = await self.in_thread(chats.read_body, await request.body(), self.limits.audio, MAX_TOKENS)
         from steermoe.serve.answers import write  # as all that needs torch, where it is needed
 
-        asked = await self.in_thread(chats.read_body, await request.body(), self.limits.audio, MAX_TOKENS)
         completion = chats.Completion(self.name, asked)
         job = self.batcher.chat(write(self.model, asked, self.talker), request.state.deadline)
         if asked.stream:
