@@ -81,6 +81,7 @@ def test_the_same_hypotheses_as_ours(adapter, tiny_config, tmp_path, monkeypatch
     ended = [text[text.index('"ended"') : text.index('"decode_conf"')] for text in (ours[1], theirs[1])]
     assert ended[0] == ended[1]
     assert StandIn.loaded["enable_prompt_embeds"] and StandIn.loaded["dtype"] == "float32"
+    assert not StandIn.loaded["enable_prefix_caching"]
     assert StandIn.loaded["enforce_eager"] and StandIn.loaded["kv_cache_memory_bytes"] == 2 << 30  # on a CPU
     assert StandIn.loaded["model"] == str(tiny_config.llm_conf["model"])
 

@@ -38,6 +38,7 @@ class VllmEngine:
                 model=str(config.name_or_path),
                 dtype=str(config.dtype).removeprefix("torch."),
                 enable_prompt_embeds=True,
+                enable_prefix_caching=False,  # no two recordings begin alike
                 **memory,
             )
         except (ValueError, RuntimeError, OSError) as error:
