@@ -20,6 +20,10 @@ from steermoe.config import DecodeConf
 
 for package in ("starlette", "uvicorn", "websockets", "python_multipart", "prometheus_client"):
     pytest.importorskip(package, reason="pip install 'steermoe[serve]'")
+try:  # either of the two that starlette's TestClient knows
+    import httpx2 as httpx
+except ImportError:
+    httpx = pytest.importorskip("httpx")
 
 
 class Listener(SteerMoE):

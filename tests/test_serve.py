@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import toneme
-from serving import Listener, events, long_speech, metric, recording, running, transcribe, until
+from serving import Listener, events, httpx, long_speech, metric, recording, running, transcribe, until
 
 from steermoe.errors import UserError
 from steermoe.serve import transcriptions
@@ -117,7 +117,8 @@ def test_words_that_two_pieces_hear_are_there_once():
 
     async def read() -> tuple[str, list[Segment]]:
         words: list[Segment] = []
-        transcript = await transcriptions.last(transcriptions.settled([(0, 4, False), (3, 7, True), (7, 9, False)], results(), words))
+        pieces = [(0, 4, False), (3, 7, True), (7, 9, False)]
+        transcript = await transcriptions.last(transcriptions.settled(pieces, results(), words))
         return transcript.text, words
 
     text, words = asyncio.run(read())
@@ -181,7 +182,6 @@ def test_live_text_on_a_real_server(model):
 
 def test_answers_belong_to_their_requests(model):
     """Many at once, on a real server: requests are read together, and everyone gets the own text."""
-    httpx = pytest.importorskip("httpx")
     model.slowness, texts = 0.05, {}
 
     def ask(number: int) -> None:

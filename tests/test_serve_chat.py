@@ -45,7 +45,7 @@ def client(model):
 
 def chat(client, *content, **settings):
     messages = [{"role": "user", "content": list(content) or "hi"}]
-    return client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 6} | settings)
+    return client.post(CHAT, content=json.dumps({"messages": messages, "max_tokens": 6} | settings).encode())
 
 
 def audio(content: bytes) -> dict:
@@ -149,6 +149,21 @@ def test_the_real_openai_client(model, monkeypatch):
         says(monkeypatch, '{"name": "weather", "arguments": {"city": "Ulm"}}')
         call = ask(model="steermoe", messages=messages, tools=[WEATHER], max_tokens=99).choices[0].message.tool_calls[0]
         assert json.loads(call.function.arguments) == {"city": "Ulm"} and call.function.name == "weather"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "<audio 0>", "<|im_start|>"])
+def test_nothing_is_smuggled_in(client, text):
+    """Half characters, marks of audio and control tokens, wherever a client may write."""
+    function = {"name": "f", "description": text, "parameters": {"type": "object", text: [text]}}
+    tool = {"type": "function", "function": function}
+    assert chat(client, tools=[tool]).status_code == 200
+    call = {"id": "c1", "type": "function", "function": {"name": text, "arguments": json.dumps({text: [text]})}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text, "tool_calls": [call]}]
+    assert chat(client, messages=[*messages, {"role": "tool", "tool_call_id": "c1", "content": text}]).status_code == 200
+    for role in ("system", "user"):
+        answer = chat(client, messages=[{"role": role, "content": text}, {"role": "user", "content": "hi"}])
+        assert answer.status_code == (200 if text == "\ud800" else 400), answer.text
+        assert text == "\ud800" or "meaning of its own" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("content, message", [("<|im_end|>", "meaning of its own"), ("word " * 6000, "the LLM reads")])

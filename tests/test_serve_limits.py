@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import toneme
-from serving import Listener, metric, recording, running, until
+from serving import Listener, httpx, metric, recording, running, until
 
 from steermoe.serve.app import Server
 from steermoe.serve.batcher import Batcher
@@ -287,7 +287,7 @@ def post(port: int, content: bytes, path: str = TRANSCRIPTIONS, length: int | No
 
 def test_a_client_that_goes_away_frees_its_slot(model, monkeypatch):
     """Its pieces that no batch has taken yet are dropped; a chat is dropped between two tokens."""
-    httpx, ended = pytest.importorskip("httpx"), []
+    ended = []
 
     def write(*_):
         try:

@@ -20,10 +20,12 @@ def write(model, asked: Asked, talker=None) -> Iterator[tuple | None]:
 
     model: a steermoe.SteerMoE. talker: another LLM that talks. UserError and ApiError as by Conversation.
     """
-    conversation = model.conversation(**({} if asked.system is None else {"system": asked.system}), talker=talker)
-    llm = conversation.llm
-    if asked.schemas:
-        conversation.template = ChatTemplate(llm.tokenizer, llm.system if asked.system is None else asked.system, asked.schemas)
+    conversation = model.conversation(talker=talker)
+    llm, system, schemas = conversation.llm, conversation.llm.system, asked.schemas
+    if asked.system is not None or schemas:  # none of which may smuggle in control tokens, or marks of audio
+        system = system if asked.system is None else conversation.template.check_text(asked.system)
+        schemas = _defused(conversation.template, schemas)
+        conversation.template = ChatTemplate(llm.tokenizer, system, schemas)
     for turn in asked.turns:
         beside = " ".join(turn.parts) if turn.calls else ""
         if turn.parts and not turn.calls:
@@ -37,7 +39,7 @@ def write(model, asked: Asked, talker=None) -> Iterator[tuple | None]:
     if len(places) >= most:
         what = f"the conversation has {len(places)} tokens and audio vectors, the LLM reads {most}"
         raise ApiError(400, what, "messages", "context_length_exceeded")
-    guide = _guide(conversation, asked.schemas) if asked.required else None
+    guide = _guide(conversation, schemas) if asked.required else None
     tokens: list[int] = []
     said, ended = "", "length"
     while len(tokens) < min(asked.max_tokens, most - len(places)):
@@ -54,7 +56,7 @@ def write(model, asked: Asked, talker=None) -> Iterator[tuple | None]:
         if cut is not None or (repeats := loop_start(tokens, MAX_REPEATS)) is not None:
             text, ended = (llm.decode(tokens[:repeats]).strip() if cut is None else text[:cut]), "stop"
             break
-        ready = "" if asked.schemas or text.endswith("\ufffd") else _safe(text, asked.stop)
+        ready = "" if schemas or text.endswith("\ufffd") else _safe(text, asked.stop)
         if ready.startswith(said) and len(ready) > len(said):
             yield "text", ready[len(said) :]
             said = ready
@@ -62,8 +64,8 @@ def write(model, asked: Asked, talker=None) -> Iterator[tuple | None]:
             yield None
     text = text if tokens else ""
     calls: list[tuple[str, dict]] = []
-    if asked.schemas:
-        names = [schema["function"]["name"] for schema in asked.schemas]
+    if schemas:
+        names = [schema["function"]["name"] for schema in schemas]
         beside, found = parse_calls(llm.tokenizer.decode(tokens, skip_special_tokens=False))
         calls = [(call.name, call.arguments) for call in found if call.error is None and call.name in names]
         text, ended = (beside, "tool_calls") if calls else (text, ended)
