@@ -248,6 +248,7 @@ def test_scenes_and_what_joe_thinks(prep, tmp_path):
         (lambda data: b"ZIP" + data[3:], "does not begin with QTBL"),
         (lambda data: data[:-5], "entry 1 ends at"),
         (lambda data: data[:30], "requires a buffer"),
+        (lambda data: data.replace(b"C1A.CUT", b"/C1A.SB"), "entry 1 is called '/C1A.SB'"),
         (lambda data: data.replace(b"AmBk", b"Amos"), "does not begin with AmBk"),
         (lambda data: data.replace(b"\r\nto\r\n", b"\r\nat\r\n"), "not in list"),
     ],

@@ -60,7 +60,10 @@ def read_entries(data: bytes) -> Iterator[tuple[str, bytes]]:
         name, _, offset, size = ENTRY.unpack_from(data, TABLE_AT + 2 + index * ENTRY.size)
         if offset + size > len(data):
             raise ValueError(f"{len(data)} bytes, and entry {index} ends at {offset + size}")
-        yield name.rstrip(b"\0").decode("latin-1"), data[offset : offset + size]
+        name = name.rstrip(b"\0").decode("latin-1")
+        if not re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII):  # recordings are written under their names
+            raise ValueError(f"entry {index} is called {name!r}")
+        yield name, data[offset : offset + size]
 
 
 def decode(mp3: bytes) -> np.ndarray:
