@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import json
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -198,6 +201,27 @@ def test_answers_belong_to_their_requests(model):
             thread.join()
     assert len(texts) == 24 and all(found == expected for found, expected in texts.values())
     assert sum(model.batches) == 24 and max(model.batches) > 1
+
+
+@pytest.mark.slow
+def test_the_load_generator(model, tmp_path):
+    """Clients that go away and hostile ones among others: the others get their texts, and one wrong text is found."""
+    if not importlib.util.find_spec("locust"):
+        pytest.skip("pip install locust")
+    texts = {str(tmp_path / f"{word}.wav"): toneme.text([word, word + 1]) for word in range(0, 30, 5)}
+    for word, name in zip(range(0, 30, 5), texts):
+        Path(name).write_bytes(recording([word, word + 1]))
+    script = Path(__file__).parents[1] / "tools" / "load_server.py"
+    with running(Server(model)) as port:
+        host = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "locust", "-f", script, "--headless", "-u", "8", "-r", "8", "-t", "12s", "-H", host]
+        for wrong, status in ((False, 0), (True, 1)):
+            lines = [f"{name}\t{'something else' if wrong else text}\n" for name, text in texts.items()]
+            (tmp_path / "texts").write_text("".join(lines))
+            options = ["--texts", tmp_path / "texts", "--exclude-tags", "chat"]  # this model does not chat
+            done = subprocess.run([*command, *options], capture_output=True, text=True)
+            assert done.returncode == status, done.stderr
+            assert ("another text: " in done.stderr) == wrong
 
 
 def test_the_real_openai_client(model):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import gevent
 import requests
-from locust import HttpUser, between, events, task
+from locust import HttpUser, between, events, tag, task
 
 TRANSCRIPTIONS, CHAT = "/v1/audio/transcriptions", "/v1/chat/completions"
 NOISE = b"RIFF" + struct.pack("<I", 2**31) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16) + b"data"
@@ -125,6 +125,7 @@ class Client(HttpUser):
         with self.client.post(CHAT, data=body, name="malformed chat", catch_response=True, timeout=400) as answer:
             self.refused(answer)
 
+    @tag("chat")
     @task(1)
     def chat(self) -> None:
         part = {"data": base64.b64encode(Path(random.choice(list(TEXTS))).read_bytes()).decode(), "format": "wav"}
