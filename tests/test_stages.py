@@ -61,11 +61,12 @@ def recipe(tmp_path_factory, tiny_bases):
         "decode_conf": {"max_tokens": 8, "batch_frames": 300, "normalizer": "none"},
     }
     (folder / "train.yaml").write_text(yaml.safe_dump(config))
-    dump(folder, "dump")
-    steermoe("prepare_text", "--config", "train.yaml", "--data", "data", "--feats", "dump", "--out", "dump/data.jsonl", cwd=folder)
+    logs = [dump(folder, "dump")]
+    where = ("--data", "data", "--feats", "dump", "--out", "dump/data.jsonl")
+    logs.append(steermoe("prepare_text", "--config", "train.yaml", *where, cwd=folder))
     steermoe("prepare_model", "--config", "train.yaml", "--exp", "exp", cwd=folder)
-    steermoe(*TRAIN, cwd=folder)
-    steermoe(*DECODE, cwd=folder)
+    logs += [steermoe(*TRAIN, cwd=folder), steermoe(*DECODE, cwd=folder)]
+    (folder / "progress.log").write_text("".join(done.stderr for done in logs))
     score = ("--ref", "exp/decode_test/ref.trn", "--hyp", "exp/decode_test/hyp.trn", "--out", "exp/decode_test")
     steermoe("score", *score, "--unit", "word", "--normalizer", "none", cwd=folder)
     steermoe("results", "--exp", "exp", cwd=folder)
@@ -82,6 +83,12 @@ def dump(folder, out, nj=1):
         words = ("--config", "train.yaml", "--data", "data", "--out", out, "--nj", nj, "--job", job)
         done = steermoe("dump", *words, cwd=folder)
     return done
+
+
+def test_every_long_stage_shows_how_far_it_is_in_plain_lines(recipe):
+    log = (recipe / "progress.log").read_text()
+    assert all(f"{step} (100 %), " in log for step in ("dump data 1/1: 6/6 utt", "text data: 6/6 utt", "train: 4/4 step"))
+    assert log.count(": 6/6 utt (100 %), ") >= 3 and log.count("/s, 00:00:00 left") >= 4  # and decoding
 
 
 def test_features_and_text(recipe):

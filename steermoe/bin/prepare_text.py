@@ -42,43 +42,47 @@ def make_entries(data: Path, feats: Path, config) -> tuple[list[dict], Counter]:
     """Lines of data.jsonl in the data directory's order, and how many utterances were dropped for which reason."""
     from steermoe.data.kaldi_dir import DataDir
     from steermoe.data.kaldi_files import read_map
+    from steermoe.progress import Progress
     from steermoe.registry import resolve
 
     encode = resolve("llm", config.llm).text_encoder(config.llm_conf["model"])
     frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
     scp, frames = read_map(feats / "feats.scp"), read_map(feats / "utt2num_frames")
     conf, entries, dropped = config.data_conf, [], Counter()
-    for utt, utterance in DataDir.read(data, allow_pipes=True).utterances.items():
-        if utt not in scp:
-            raise UserError(f"{feats}/feats.scp: no features of {utt}, which is in {data}; run stage 1 again")
-        if utterance.text is None:
-            raise UserError(f"{data}/text: no transcript of {utt}; add one, or remove the utterance with utils/fix_data_dir.sh")
-        num_frames = int(frames[utt])
-        duration = utterance.duration or num_frames / frontend.frames_per_second
-        tokens = len(encode(utterance.text))
-        checks = {
-            f"over {conf.max_seconds:g} s": duration > conf.max_seconds or num_frames > (frontend.max_frames or math.inf),
-            f"under {conf.min_seconds:g} s": duration < conf.min_seconds,
-            f"over {conf.max_tokens} tokens": tokens > conf.max_tokens,
-            f"under {conf.min_tokens} tokens": tokens < conf.min_tokens,
-        }
-        if reason := next((reason for reason, failed in checks.items() if failed), None):
-            dropped[reason] += 1
-            continue
-        entry = {
-            "utt": utt,
-            "spk": utterance.spk,
-            "text": utterance.text,
-            "feats": scp[utt],
-            "num_frames": num_frames,
-            "duration": round(duration, 3),
-            "num_tokens": tokens,
-            "wav": str(utterance.wav),
-            "start": utterance.start,
-            "end": utterance.end,
-        }
-        own = {"prompt": utterance.question, "question_type": utterance.question_type, "answers": utterance.answers}
-        entries.append(entry | {name: value for name, value in own.items() if value})
+    utterances = DataDir.read(data, allow_pipes=True).utterances
+    with Progress(f"text {data.name}", len(utterances), "utt") as progress:
+        for utt, utterance in utterances.items():
+            progress.update()
+            if utt not in scp:
+                raise UserError(f"{feats}/feats.scp: no features of {utt}, which is in {data}; run stage 1 again")
+            if utterance.text is None:
+                raise UserError(f"{data}/text: no transcript of {utt}; add one, or remove the utterance with utils/fix_data_dir.sh")
+            num_frames = int(frames[utt])
+            duration = utterance.duration or num_frames / frontend.frames_per_second
+            tokens = len(encode(utterance.text))
+            checks = {
+                f"over {conf.max_seconds:g} s": duration > conf.max_seconds or num_frames > (frontend.max_frames or math.inf),
+                f"under {conf.min_seconds:g} s": duration < conf.min_seconds,
+                f"over {conf.max_tokens} tokens": tokens > conf.max_tokens,
+                f"under {conf.min_tokens} tokens": tokens < conf.min_tokens,
+            }
+            if reason := next((reason for reason, failed in checks.items() if failed), None):
+                dropped[reason] += 1
+                continue
+            entry = {
+                "utt": utt,
+                "spk": utterance.spk,
+                "text": utterance.text,
+                "feats": scp[utt],
+                "num_frames": num_frames,
+                "duration": round(duration, 3),
+                "num_tokens": tokens,
+                "wav": str(utterance.wav),
+                "start": utterance.start,
+                "end": utterance.end,
+            }
+            own = {"prompt": utterance.question, "question_type": utterance.question_type, "answers": utterance.answers}
+            entries.append(entry | {name: value for name, value in own.items() if value})
     return entries, dropped
 
 
