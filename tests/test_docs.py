@@ -379,8 +379,16 @@ def tiny_adapter(checkout, tiny_model, tiny_config, monkeypatch) -> None:
     save_adapter(checkout / "tiny/adapter.safetensors", tiny_model, tiny_config, 1, {})
 
 
-@pytest.mark.parametrize("page", pages_with("quick"), ids=lambda page: page.name)
+ENCODER = ROOT / "docs" / "own_encoder.md"
+
+
+@pytest.mark.parametrize("page", [page for page in pages_with("quick") if page != ENCODER], ids=lambda page: page.name)
 def test_quick_blocks_run(page, checkout, tiny_adapter):
+    run_with_tiny_model(page, checkout)
+
+
+def run_with_tiny_model(page: Path, checkout: Path) -> None:
+    """The page's quick blocks in their order; those in Python in this process, which has loaded torch already."""
     for block in (block for block in read_blocks(page) if block.when == "quick"):
         if block.language == "python":
             exec(compile(block.text, block.where, "exec"), {"__name__": "__main__"})
@@ -399,14 +407,13 @@ def test_the_front_page_s_python_runs(checkout, tiny_adapter):
         exec(compile(block.text, block.where, "exec"), names)
 
 
-def test_the_encoder_of_its_page_is_one(checkout, tiny_adapter, tiny_config, monkeypatch):
-    """A model is made with it by the lines that the page gives, and reads."""
+def test_the_encoder_of_its_page_is_one(checkout, tiny_adapter, tiny_config):
+    """Its blocks run; a model is made with it by the lines that the page gives, and reads."""
     from steermoe import SteerMoE
     from steermoe.model import SteerMoE as Network
 
-    page = ROOT / "docs" / "own_encoder.md"
-    test_quick_blocks_run(page, checkout, None)
-    lines = next(text for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL) if "my_encoder" in text)
+    run_with_tiny_model(ENCODER, checkout)
+    lines = next(text for text in re.findall(r"```yaml\n(.*?)```", ENCODER.read_text(), re.DOTALL) if "my_encoder" in text)
     tree = tiny_config.to_dict() | yaml.safe_load(lines.replace("../../", ""))
     config = config_from_dict(tree)
     network = Network.from_config(config)
