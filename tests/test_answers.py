@@ -69,6 +69,7 @@ def test_scores_by_hand(tmp_path, capsys):
     assert rows["exact"]['always "yes no"']["right"] == 0
     report = (tmp_path / "result.txt").read_text()
     assert "the 5 of 6 questions on which at least two annotators agree, 2 clips" in report
+    assert "There is one clip" not in report
     assert "WRONG  b-1\n  question: what?\n  REF: dog | dog | cat\n  HYP: a dog\n" in report
     assert "right (annotators disagree)  b-3" in report and "substring (paper)" in report
     capsys.readouterr()
@@ -83,6 +84,11 @@ def test_one_annotator_and_an_empty_answer(tmp_path):
     assert "annotations" not in summary["answers"] and list(summary["answers"]["exact"]) == ["all", "other answers"]
     assert 'always "cow"' in [floor["name"] for floor in summary["answers"]["floors"]]
     assert "paper" not in (tmp_path / "result.txt").read_text()
+
+
+def test_intervals_of_one_clip_are_said_to_say_nothing(tmp_path):
+    score(write_questions(tmp_path, QUESTIONS[:3]))
+    assert "1 clips. " in (tmp_path / "result.txt").read_text() and "There is one clip" in (tmp_path / "result.txt").read_text()
 
 
 def test_the_papers_measure():

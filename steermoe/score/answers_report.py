@@ -16,7 +16,7 @@ def tables(summary: dict) -> str:
         which = f"the {summary['n']} of {answers['questions']} questions on which at least two annotators agree"
     parts = [
         f"Exact match after normaliser `{summary['normalizer']}` on {which}, {answers['clips']} clips. Accuracies in %, intervals: "
-        "bootstrap by clip, 95 %.",
+        "bootstrap by clip, 95 %." + " There is one clip: they have no width, and say nothing." * (answers["clips"] == 1),
         table(["answers", "questions", "right", "accuracy", "interval"], [cells(*pair) for pair in answers["exact"].items()]),
         "Without listening (frequencies of these very questions), and what we are above it, in points:",
         table(
