@@ -21,7 +21,7 @@ from steermoe.bin.cli import Parser, run
 from steermoe.data.corpus import Sentence, prepare
 from steermoe.errors import UserError
 
-WHAT = "What is making the sound?"
+WHAT = {"stamps": "What is making the sound?", "esc10": "What sound is this?"}  # a dog is an animal to the one only
 IS_THERE = "Is there {thing}?"
 # Folder of the stamps -> the answer.
 STAMPS = {
@@ -145,7 +145,7 @@ def ask(clips: Sequence[Clip]) -> list[Sentence]:
         if other == clip.label:
             raise UserError(f"more than half of the sounds are {other!r}: yes and no cannot be balanced; give more of the others")
         asked = [
-            (WHAT, "what", clip.label),
+            (WHAT[clip.source], "what", clip.label),
             (IS_THERE.format(thing=thing(clip.label)), "is_there", "yes"),
             (IS_THERE.format(thing=thing(other)), "is_there", "no"),
         ]
