@@ -56,7 +56,7 @@ def check_balance(utterances: list) -> None:
         by_clip.setdefault(u.spk, []).append(u)
     for of_clip in by_clip.values():
         what, yes, no = of_clip
-        question = "What sound is this?" if what.spk.startswith("esc_") else "What is making the sound?"  # one set of answers each
+        question = "What sound is this?" if what.spk.startswith("esc_") else "What is making the sound?"
         assert (what.question, yes.text, no.text) == (question, "yes", "no")
         article = "" if what.text in ("rain", "waves", "fire") else "an " if what.text[0] in "aeiou" else "a "
         assert yes.question == f"Is there {article}{what.text}?"
