@@ -46,7 +46,7 @@ class VllmEngine:
         self.sampling = vllm.SamplingParams
 
     def __call__(self, llm, vectors_bqh: Tensor, layout: Merged, max_tokens: list[int], conf: DecodeConf) -> list[Hypothesis]:
-        """The most probable token each time, whatever conf.beam says. Scores are 0: for them vLLM would rank the whole vocabulary."""
+        """The most probable token each time, whatever conf.beam says. Scores are 0: vLLM would rank the vocabulary for them."""
         stop = llm.stop_ids()
         prompts = [{"prompt_embeds": vectors_qh[mask_q].cpu()} for vectors_qh, mask_q in zip(vectors_bqh, layout.mask_bq)]
         settings = {"temperature": 0.0, "stop_token_ids": sorted(stop), "detokenize": False}
