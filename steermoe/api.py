@@ -150,20 +150,18 @@ class SteerMoE:
         self, recordings: Iterable[Audio], sampling_rate: int = SAMPLE_RATE, heard: Callable[[float], None] | None = None
     ) -> Iterator[Transcript]:
         """Text with times for each recording, in order, as soon as it is there, in bounded memory. heard: called with the seconds
-        of audio in each group of batches that is done.
+        of audio in each batch that is done.
         """
         transcript = Transcript()
         for group in self._groups(_pieces(recordings, sampling_rate, self.limit)):
             pieces = [piece for piece in group if piece is not None]
-            texts = iter(self._read([piece.samples_n for piece in pieces], self.decode_conf))
+            texts = iter(self._read([piece.samples_n for piece in pieces], self.decode_conf, heard))
             for piece in group:
                 if piece is not None:
                     transcript.add(piece.start, piece.end, next(texts), piece.overlaps)
                     continue
                 yield transcript
                 transcript = Transcript()
-            if heard is not None:
-                heard(sum(piece.end - piece.start for piece in pieces))
 
     def conversation(self, tools: Sequence[Callable] | str | Path = (), **options) -> Conversation:
         """A conversation of turns of text and audio, tools: functions that the LLM may call. options: as of chat.Conversation."""
@@ -215,7 +213,9 @@ class SteerMoE:
         if group:
             yield group
 
-    def _read(self, samples: Sequence[np.ndarray], conf: DecodeConf) -> list[str]:
+    def _read(
+        self, samples: Sequence[np.ndarray], conf: DecodeConf, heard: Callable[[float], None] | None = None
+    ) -> list[str]:
         """The text of each of some stretches of audio within the limit."""
         import torch
 
@@ -232,6 +232,8 @@ class SteerMoE:
             seconds = [len(samples[index]) / SAMPLE_RATE for index in indices]
             for index, hypothesis in zip(indices, decode_batch(self.network, batch, seconds, conf)):
                 texts[index] = " ".join(self.network.llm.decode(hypothesis.tokens).split())
+            if heard is not None:
+                heard(sum(seconds))
         return texts
 
 

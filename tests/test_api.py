@@ -42,8 +42,12 @@ def test_long_recordings_are_batched_in_order(model):
     long = np.concatenate([np.concatenate([speak([1, 2, 3, 4, 5]), silence(0.6)]) for _ in range(6)])
     short = [speak([word, word + 1]) for word in range(5)]
     heard: list[float] = []
-    transcripts = list(model.transcripts([short[0], long, *short[1:]], heard=heard.append))
+    coming = model.transcripts([short[0], long, *short[1:]], heard=heard.append)
+    transcripts = [next(coming)]
+    assert heard  # progress is there before the first text, for who waits for it
+    transcripts += coming
     assert len(transcripts) == 6 and len(transcripts[1].segments) >= 4 and len(heard) > 1
+    assert sum(heard) >= (sum(map(len, short)) + len(long)) / 16000 - 6
     assert [transcripts[i].text for i in (0, 2, 3, 4, 5)] == [model.transcribe(samples) for samples in short]
     assert all(segment.end - segment.start <= 4.0 for segment in transcripts[1].segments)
     assert list(model.transcripts([np.zeros(16000 * 9, np.float32)]))[0].text == ""
