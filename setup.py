@@ -16,8 +16,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["steermoe", "steermoe.*"]),
     package_data={
-        "steermoe": ["models.yaml", "sizes.yaml", "presets/*.yaml", "presets/variants/*.yaml", "pretrained/tiny/*", "serve/page/*"]
-    },
+        "steermoe": [
+            "models.yaml", "sizes.yaml", "presets/*.yaml", "presets/variants/*.yaml", "pretrained/tiny/*", "serve/page/*"
+        ]
+    },  # fmt: skip
     install_requires=[requirement for requirement in requirements if requirement],
     extras_require={
         "quantization": ["bitsandbytes>=0.50"],  # llm_conf.quantization: int8, int4

@@ -38,7 +38,7 @@ class Listener(SteerMoE):
         self.gate.set()
         self._frontend = SimpleNamespace(max_frames=None, frames_per_second=100)
 
-    def _read(self, samples, conf):
+    def _read(self, samples, conf, heard=None):
         self.batches.append(len(samples))
         time.sleep(self.slowness)
         self.gate.wait(60)
@@ -77,7 +77,7 @@ def running(server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(server.app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(server.app, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=75)
     engine = uvicorn.Server(config)
     thread = threading.Thread(target=engine.run, daemon=True)
     thread.start()

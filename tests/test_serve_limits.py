@@ -254,7 +254,7 @@ def test_a_failure_is_no_one_elses(serve, model):
     """A piece that cannot be read fails alone, also in a batch, and nothing of the reason leaves the server."""
     read = model._read
 
-    def fails(samples, conf):
+    def fails(samples, conf, heard=None):
         texts = read(samples, conf)
         if toneme.text([7]) in texts:
             raise RuntimeError("secret reason")

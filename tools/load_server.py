@@ -88,15 +88,16 @@ class Client(HttpUser):
         name, expected = random.choice(list(TEXTS.items()))
         with self.send("transcribe", Path(name).read_bytes()) as answer:
             if not self.busy(answer):
-                self.judge(answer, answer.json().get("text", answer.text) if answer.ok else answer.text, expected)
+                self.judge(answer, answer.json()["text"] if answer.status_code == 200 else str(answer.text), expected)
 
     @task(2)
     def stream(self) -> None:
         name, expected = random.choice(list(TEXTS.items()))
         with self.send("stream", Path(name).read_bytes(), data={"stream": "true"}) as answer:
             if not self.busy(answer):
-                found = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
-                self.judge(answer, "".join(event.get("delta", "") for event in found) if answer.ok else answer.text, expected)
+                text = str(answer.text)  # None, where nothing has come
+                found = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+                self.judge(answer, "".join(event.get("delta", "") for event in found) if found else text, expected)
 
     @task(3)
     def go_away(self) -> None:
@@ -132,8 +133,8 @@ class Client(HttpUser):
         content = [{"type": "text", "text": "Answer briefly:"}, {"type": "input_audio", "input_audio": part}]
         tree = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
         with self.client.post(CHAT, json=tree, name="chat", catch_response=True, timeout=400) as answer:
-            if not self.busy(answer) and (not answer.ok or not answer.json()["choices"]):
-                answer.failure(answer.text[:100])
+            if not self.busy(answer) and (answer.status_code != 200 or not answer.json()["choices"]):
+                answer.failure(f"status {answer.status_code}: {str(answer.text)[:100]}")
 
     def refused(self, answer) -> None:
         if self.busy(answer):
@@ -141,4 +142,4 @@ class Client(HttpUser):
         if answer.status_code in (400, 413) and answer.json()["error"]["message"]:
             answer.success()
         else:
-            answer.failure(f"status {answer.status_code}: {answer.text[:100]}")
+            answer.failure(f"status {answer.status_code}: {str(answer.text)[:100]}")

@@ -92,7 +92,7 @@ def serve(args, overrides: list[str]) -> None:
     settings = {"ssl_certfile": args.certfile, "ssl_keyfile": args.keyfile} if args.certfile else {}
     uvicorn.run(
         server.app, host=args.host, port=args.port, access_log=False, server_header=False, proxy_headers=False, ws_max_size=2**20,
-        timeout_graceful_shutdown=10, limit_concurrency=args.max_requests + 256, **settings,
+        timeout_keep_alive=75, timeout_graceful_shutdown=10, limit_concurrency=args.max_requests + 256, **settings,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from steermoe.errors import UserError
 LOG = logging.getLogger("steermoe.serve")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SILENCE_S = 20.0  # a client that sends nothing for so long has gone
-DRAIN_S = 5.0  # for so long a refused body is read on, so that its sender gets to hear why
+DRAIN_S = 15.0  # for so long a refused body is read on, so that its sender gets to hear why
 GRACE_S = 15.0  # how much longer than its time a request may take to be told that it is over
 
 
