@@ -14,15 +14,19 @@ from steermoe.fetch import MADE_HERE, catalog
 def model_card(name: str, package: Path, config: Config, metadata: dict) -> str:
     """The text, from the other files of the package. metadata: of the adapter, with the SHA-256 of both frozen models."""
     size = (package / "adapter.safetensors").stat().st_size / 1e6
+    answers = config.decode_conf.unit == "answer"
+    use = "chat --model FOLDER_OR_HUB_ID '@FILE.wav QUESTION'" if answers else "transcribe --model FOLDER_OR_HUB_ID FILE.wav"
+    request = f"writing down what is said: it was trained with one request, `{config.data_conf.prompt.strip()}`"
+    what = "Sound and a question in, an answer" if answers else "Speech in, text"
     parts = [
         front_matter(config),
         f"# {name}: a SteerMoE adapter\n",
-        f"Speech in, text out, by two frozen models and {size:.1f} MB trained between them.",
+        f"{what} out, by two frozen models and {size:.1f} MB trained between them.",
         "It holds no weights of the two; their licences apply to their use.\n",
         "| frozen model | name | licence | SHA-256 of its weights |\n|---|---|---|---|",
         f"| encoder | {config.encoder_conf['model']} | {licence(config.encoder_conf['model'])} | {metadata['encoder_sha256']} |",
         f"| LLM | {config.llm_conf['model']} | {licence(config.llm_conf['model'])} | {metadata['llm_sha256']} |\n",
-        "```\npython -m steermoe.bin.transcribe --model FOLDER_OR_HUB_ID FILE.wav\n```\n",
+        f"```\npython -m steermoe.bin.{use}\n```\n",
         f"## How it was made, and how well it hears\n\n{results_head(package / 'RESULTS.md')}",
     ]
     if (package / "TRAINING.md").is_file():
@@ -34,7 +38,7 @@ def model_card(name: str, package: Path, config: Config, metadata: dict) -> str:
         "\n## What it is not good for\n",
         "- Speech unlike what it was trained on (above): other languages, other accents, children, telephones and distant microphones,",
         "  noise, music, silence, several people at once. The rates hold for their test sets alone.",
-        f"- Anything but writing down what is said: it was trained with one request, `{config.data_conf.prompt.strip()}`.",
+        f"- Anything but {'answering questions like those of its training' if answers else request}.",
         "- Use without a person who checks, wherever a wrong word does harm. It may write fluent text that nobody said.\n",
     ]
     return "\n".join(parts)
@@ -45,7 +49,7 @@ def front_matter(config: Config) -> str:
     bases = [hub_id(conf["model"]) for conf in (config.encoder_conf, config.llm_conf)]
     tree = {
         "library_name": "steermoe",
-        "pipeline_tag": "automatic-speech-recognition",
+        "pipeline_tag": "audio-text-to-text" if config.decode_conf.unit == "answer" else "automatic-speech-recognition",
         "tags": ["steermoe", "speech"],
         "base_model": [base for base in bases if base],
     }

@@ -71,6 +71,15 @@ def test_the_card_says_what_made_it_how_good_it_is_and_what_not(exp, tiny_bases)
     assert "![loss](plots/loss.png)" in card and "not good for" in card and "`please transcribe the audio content into text:`" in card
 
 
+def test_the_card_of_an_adapter_that_answers_says_how_to_ask(exp, tiny_config):
+    tiny_config.decode_conf.unit = "answer"
+    tiny_config.save(exp / "config.yaml")
+    pack.main(["--exp", str(exp)])
+    card = (exp / "package/README.md").read_text()
+    assert "steermoe.bin.chat --model" in card and "transcribe" not in card.partition("## How it was made")[0]
+    assert "Anything but answering questions like those of its training." in card
+
+
 def test_notes_on_a_training_go_in_and_the_card_points_to_them(exp):
     (exp / "TRAINING.md").write_text("two phases")
     pack.main(["--exp", str(exp)])
