@@ -95,6 +95,6 @@ def test_fetch_takes_the_presets_models(monkeypatch, capsys):
 
 def test_the_files_are_installed_with_the_package():
     """Every YAML file of the package is named by setup.py's package_data."""
-    patterns = re.search(r"package_data=\{\"steermoe\": (\[.*?\])\}", (ROOT / "setup.py").read_text()).group(1)
+    patterns = re.search(r'package_data=\{\s*"steermoe": (\[.*?\])', (ROOT / "setup.py").read_text(), re.DOTALL).group(1)
     named = {file for pattern in yaml.safe_load(patterns) for file in (ROOT / "steermoe").glob(pattern) if file.suffix == ".yaml"}
     assert named == set((ROOT / "steermoe").rglob("*.yaml"))
