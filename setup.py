@@ -4,7 +4,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-requirements = [line.split("#")[0].strip() for line in (here / "tools" / "requirements.txt").read_text().splitlines()]
+# The library's own; what follows "# extras" serves the optional parts below and the tests.
+own = (here / "tools" / "requirements.txt").read_text().partition("# extras")[0]
+requirements = [line.split("#")[0].strip() for line in own.splitlines()]
 
 setup(
     name="steermoe",

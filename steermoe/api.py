@@ -47,7 +47,7 @@ GROUP_BATCHES = 4  # pieces are sorted by length among so many batches: what is 
 
 class SteerMoE:
     """A model that transcribes and answers. `network` is the torch module, `config` its configuration, `decode_conf` how it decodes (its
-    fields may be set), `prompt` what the LLM is asked.
+    fields may be set), `prompt` what the LLM is asked, `frontend` makes the encoder's features of samples.
     """
 
     def __init__(self, network: Network, config: Config, metadata: dict | None = None, origin: Path | None = None):
@@ -59,7 +59,7 @@ class SteerMoE:
         self.decode_conf: DecodeConf = dataclasses.replace(config.decode_conf)
         self.prompt: str = config.data_conf.prompt
         self._metadata, self._origin = metadata or {"step": 0, "environment": {}}, origin
-        self._frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
+        self.frontend = resolve("encoder", config.encoder).frontend(config.encoder_conf["model"])
         self._collator = Collator(network.llm, self.prompt, answers=False)
 
     @classmethod
@@ -128,8 +128,8 @@ class SteerMoE:
     def limit(self) -> float:
         """Seconds of audio that are read at a time; longer recordings are cut at pauses."""
         longest = self.config.data_conf.max_seconds
-        if self._frontend.max_frames:
-            longest = min(longest, self._frontend.max_frames / self._frontend.frames_per_second)
+        if self.frontend.max_frames:
+            longest = min(longest, self.frontend.max_frames / self.frontend.frames_per_second)
         return longest
 
     @overload
@@ -206,7 +206,7 @@ class SteerMoE:
         group, frames = [], 0.0
         for piece in pieces:
             group.append(piece)
-            frames += (piece.end - piece.start) * self._frontend.frames_per_second if piece is not None else 0
+            frames += (piece.end - piece.start) * self.frontend.frames_per_second if piece is not None else 0
             if frames >= GROUP_BATCHES * self.decode_conf.batch_frames:
                 yield group
                 group, frames = [], 0.0
@@ -224,7 +224,7 @@ class SteerMoE:
         from steermoe.decode.decoder import decode_batch
 
         device = next(self.network.projector.parameters()).device
-        examples = [Example("", self._frontend(torch.from_numpy(samples_n)), "", self.prompt) for samples_n in samples]
+        examples = [Example("", self.frontend(torch.from_numpy(samples_n)), "", self.prompt) for samples_n in samples]
         costs = [max(len(example.feats_fm), self.network.encoder.min_frames) for example in examples]
         texts = [""] * len(samples)
         for indices in sorted_batches(costs, conf.batch_frames, conf.max_batch):

@@ -36,7 +36,7 @@ class Listener(SteerMoE):
         self.config = SimpleNamespace(data_conf=SimpleNamespace(max_seconds=4.0))
         self.decode_conf, self.batches, self.slowness, self.gate = DecodeConf(), [], 0.0, threading.Event()
         self.gate.set()
-        self._frontend = SimpleNamespace(max_frames=None, frames_per_second=100)
+        self.frontend = SimpleNamespace(max_frames=None, frames_per_second=100)
 
     def _read(self, samples, conf, heard=None):
         self.batches.append(len(samples))

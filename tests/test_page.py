@@ -54,7 +54,7 @@ def test_the_gates_are_those_of_the_frame(model):
         gates.append(model.network.steering.gates(layer, hidden_1td)[0])
         return model.network.steering(layer, hidden_1td)
 
-    feats = model._frontend(torch.from_numpy(samples))[None]
+    feats = model.frontend(torch.from_numpy(samples))[None]
     with torch.inference_mode():
         model.network.encoder(feats, torch.tensor([feats.shape[1]]), steer)
     heard = hear(model, samples)

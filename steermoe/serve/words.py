@@ -52,7 +52,7 @@ def word_times(model: SteerMoE, samples_n: np.ndarray, text: str) -> list[Segmen
 
 def encode(model: SteerMoE, samples_n: np.ndarray, steer: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor, float]:
     """-> hidden_1td (1, T, D), lens_1 (1,) of real frames, encoder frames a second."""
-    network, frontend = model.network, model._frontend
+    network, frontend = model.network, model.frontend
     device = next(network.projector.parameters()).device
     feats_1fm = frontend(torch.from_numpy(samples_n))[None].to(device)
     frames = feats_1fm.shape[1]
