@@ -46,8 +46,8 @@ GROUP_BATCHES = 4  # pieces are sorted by length among so many batches: what is 
 
 
 class SteerMoE:
-    """A model that transcribes and answers. `network` is the torch module, `config` its configuration, `decode_conf` how it decodes (its
-    fields may be set), `prompt` what the LLM is asked, `frontend` makes the encoder's features of samples.
+    """A model that transcribes and answers. `network` is the torch module, `config` its configuration, `decode_conf` how it decodes
+    (its fields may be set), `prompt` what the LLM is asked, `frontend` makes the encoder's features of samples.
     """
 
     def __init__(self, network: Network, config: Config, metadata: dict | None = None, origin: Path | None = None):
