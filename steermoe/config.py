@@ -56,6 +56,7 @@ class TrainConf:
     patience: int = 0  # validations without improvement before an early stop; 0: never
     seed: int = 1
     num_threads: int = 0  # CPU threads; 0: torch's choice
+    heard_versions: int = 0  # with steering and router at rate 0: augmented versions of the data, of which the encoder's output is kept
 
 
 @dataclass
@@ -217,13 +218,21 @@ def check_training(optim_conf: OptimConf, train_conf: TrainConf, where: str) -> 
         raise UserError(f"{where}: optim_conf.schedule: {optim_conf.schedule!r} is not constant, linear or cosine")
     positive = {"optim_conf.lr": min(optim_conf.lr.values()), "train_conf.grad_clip": train_conf.grad_clip}
     positive |= {"train_conf.num_threads": train_conf.num_threads, "optim_conf.warmup_steps": optim_conf.warmup_steps}
+    positive["train_conf.heard_versions"] = train_conf.heard_versions
     if bad := [f"{key}: {value}" for key, value in positive.items() if value < 0]:
         raise UserError(f"{where}: {bad[0]} is below 0")
     if len(optim_conf.betas) != 2:
         raise UserError(f"{where}: optim_conf.betas: {optim_conf.betas} are not two numbers")
+    if not any(optim_conf.lr.values()):
+        raise UserError(f"{where}: optim_conf.lr: all 0, nothing would be trained")
     for key in ("max_steps", "valid_steps", "save_steps", "accum_grad", "max_batch"):
         if getattr(train_conf, key) < 1:
             raise UserError(f"{where}: train_conf.{key}: {getattr(train_conf, key)} is below 1")
+    if train_conf.heard_versions and (optim_conf.lr.get("steering") or optim_conf.lr.get("router")):
+        raise UserError(
+            f"{where}: train_conf.heard_versions: {train_conf.heard_versions}: what the encoder makes of the data changes while "
+            "steering is trained; set optim_conf.lr.steering and optim_conf.lr.router to 0"
+        )
 
 
 def _check_role(config: Config, role: str, where: str) -> None:

@@ -50,6 +50,8 @@ class SteerMoE(nn.Module):
 
     def hear(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Equations 1 to 3 in every layer. -> hidden_btd, frame_lens_b of the steered encoder."""
+        if batch.heard:
+            return batch.feats_bfm, batch.feat_lens_b
         return self.encoder(batch.feats_bfm, batch.feat_lens_b, self.steering)
 
     def listen(self, batch: Batch) -> tuple[Tensor, Tensor]:

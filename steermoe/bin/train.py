@@ -6,6 +6,7 @@ With several processes: torchrun --nproc-per-node N -m steermoe.bin.train OPTION
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import yaml
@@ -82,6 +83,7 @@ def train(args, config: Config) -> None:
     from steermoe.model import SteerMoE
     from steermoe.train import distributed
     from steermoe.train.plots import plot_curves
+    from steermoe.train.states import HeardSet
     from steermoe.warm_start import start_at
 
     if config.train_conf.num_threads:
@@ -98,9 +100,13 @@ def train(args, config: Config) -> None:
     model = SteerMoE.from_config(config, where)
     start_at(model, config)
     frontend = model.encoder.frontend(config.encoder_conf["model"])
-    data = AudioTextDataset(args.train, augment, frontend), AudioTextDataset(args.dev)
-    trainer = adapter_trainer(model, config, *data, args.exp, environment)
+    train_set, dev_set = AudioTextDataset(args.train, augment, frontend), AudioTextDataset(args.dev)
+    heard = args.exp / f"heard.{distributed.rank()}"
+    if config.train_conf.heard_versions:
+        train_set = HeardSet(train_set, model, heard, config.train_conf.heard_versions)
+    trainer = adapter_trainer(model, config, train_set, dev_set, args.exp, environment)
     trainer.run()
+    shutil.rmtree(heard, ignore_errors=True)
     distributed.leave()
     if is_first():
         plot_curves(trainer.log_path, args.exp / "plots")

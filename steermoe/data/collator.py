@@ -24,9 +24,10 @@ class Batch(NamedTuple):
     text_lens_b: Tensor
     audio_at_b: Tensor
     answer_at_b: Tensor
+    heard: bool = False  # feats_bfm is what the steered encoder makes of the features, in its dtype
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.utts, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
+        return Batch(self.utts, *(tensor.to(device, non_blocking=True) for tensor in self[1:-1]), self.heard)
 
 
 class Collator:
@@ -56,6 +57,7 @@ class Collator:
             torch.tensor([len(row) for row in rows]),
             torch.tensor(audio_at),
             torch.tensor(answer_at),
+            examples[0].heard,
         )
 
     def _template(self, prompt: str) -> tuple:

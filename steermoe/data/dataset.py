@@ -30,6 +30,7 @@ class Example(NamedTuple):
     feats_fm: Tensor  # float32
     text: str
     prompt: str | None
+    heard: bool = False  # feats_fm is what the steered encoder makes of the features: (T, D)
 
 
 class AudioTextDataset:

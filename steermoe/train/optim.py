@@ -11,10 +11,14 @@ from steermoe.config import OptimConf
 
 def make_optimizer(groups: dict[str, dict[str, torch.nn.Parameter]], conf: OptimConf) -> torch.optim.AdamW:
     """groups: learning-rate group -> {parameter name: parameter}. Each group is split by weight decay: projection and router
-    matrices decay; expert vectors, scales, biases and norms never do.
+    matrices decay; expert vectors, scales, biases and norms never do. A group whose rate is 0 is frozen.
     """
     parameter_groups = []
     for name, parameters in groups.items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(conf.lr[name] > 0)
+        if not conf.lr[name]:
+            continue
         decaying = [p for key, p in parameters.items() if name != "steering" and p.dim() > 1 and not key.endswith("bias")]
         others = [p for p in parameters.values() if not any(p is d for d in decaying)]
         for chosen, weight_decay in ((decaying, conf.weight_decay), (others, 0.0)):
