@@ -66,6 +66,7 @@ class DecodeConf:
     ctc_weight: float = 0.0  # with the projector `token`: 0 the LLM alone, 1 CTC alone, between them joint beam search
     min_confidence: float = 0.0  # where CTC hears its units with a lower mean probability, nobody has spoken: the answer is empty
     context: str = ""  # joint search: the LLM goes on from this text, as a language model that does not see the audio; "": the prompt
+    unheard: str = ""  # joint search: marks that the LLM may write and CTC does not hear; with any, letters' case is the LLM's too
     batch_frames: int = 24000
     max_batch: int = 32
     max_tokens: int = 448
@@ -200,6 +201,8 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
     for key, least in (("beam", 1), ("max_tokens", 1), ("max_batch", 1), ("max_repeats", 0)):
         if getattr(config.decode_conf, key) < least:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
+    if not config.decode_conf.unheard.isascii() or any(map(str.isalnum, config.decode_conf.unheard)):
+        raise UserError(f"{where}: decode_conf.unheard: {config.decode_conf.unheard!r} are not all punctuation marks of ASCII")
     for key in ("ctc_weight", "min_confidence"):
         if not 0 <= getattr(config.decode_conf, key) <= 1:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is not from 0 to 1")

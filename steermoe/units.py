@@ -38,6 +38,12 @@ class TokenUnits:
         """The same for one row without padding."""
         return list(ids)
 
+    def heard(self, token: int, unheard: str = "") -> list[int]:
+        """The units that say a token. UserError for `unheard`, which is about letters."""
+        if unheard:
+            raise UserError("decode_conf.unheard: needs CTC on letters, `units: bytes` in projector_conf; this adapter hears tokens")
+        return [token]
+
     def join(self, units: Sequence[int]) -> list[int]:
         """Units heard, in order -> token ids."""
         return list(units)
@@ -72,6 +78,18 @@ class ByteUnits:
     def units(self, ids: Sequence[int]) -> list[int]:
         """The units of tokens' bytes; control tokens and bytes without a unit say nothing."""
         return [self.unit_of[byte] for token in ids for byte in self.spelling.get(token, b"") if byte in self.unit_of]
+
+    def heard(self, token: int, unheard: str = "") -> list[int] | None:
+        """The units that say a token, none for a mark that is not heard; None for one that CTC has no units for."""
+        written = self.spelling.get(token, b"")
+        said = self.said(written, unheard)
+        units = [self.unit_of[byte] for byte in said if byte in self.unit_of]
+        return units if written and len(units) == len(said) else None
+
+    @staticmethod
+    def said(written: bytes, unheard: str) -> bytes:
+        """What is heard of text (decode_conf.unheard): small letters, and not these marks; "": all of it."""
+        return bytes(byte for byte in written.lower() if byte not in unheard.encode()) if unheard else written
 
     def join(self, units: Sequence[int]) -> list[int]:
         text = bytes(self.bytes[unit] for unit in units).decode("utf-8", errors="ignore")

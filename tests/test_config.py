@@ -63,6 +63,8 @@ def test_overrides_on_the_command_line(word, value, read):
         ("decode_conf: {ctc_weight: 1.5}", "ctc_weight: 1.5 is not from 0 to 1"),
         ("decode_conf: {min_confidence: 2.0}", "min_confidence: 2.0 is not from 0 to 1"),
         ("decode_conf: {min_confidence: 0.5}", "decode_conf.min_confidence needs CTC"),
+        ("decode_conf: {unheard: ',a'}", "decode_conf.unheard: ',a' are not all punctuation"),
+        ("decode_conf: {unheard: '¿'}", "decode_conf.unheard: '¿' are not all punctuation"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
@@ -115,6 +117,7 @@ def test_the_list_of_keys_is_deliberate():
     parts = ("data_conf", "augment_conf", "optim_conf", "train_conf", "decode_conf")
     keys = {f"{part}.{key}" for part in parts for key in vars(getattr(Config(), part))}
     assert sorted(key.partition(".")[2] for key in keys if key.startswith("train_conf")) == [
-        "accum_grad", "batch_frames", "grad_clip", "max_batch", "max_steps", "num_threads", "patience", "save_steps", "seed", "valid_steps",
+        "accum_grad", "batch_frames", "grad_clip", "heard_versions", "max_batch", "max_steps", "num_threads", "patience", "save_steps", "seed",
+        "valid_steps",
     ]  # fmt: skip
-    assert len(keys) == 42
+    assert len(keys) == 44

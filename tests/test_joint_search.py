@@ -157,6 +157,9 @@ class Letters:
     def units(self, ids):
         return ["abc".index(letter) + 1 for token in ids for letter in self.words.get(token, "")]
 
+    def heard(self, token, unheard=""):
+        return self.units([token]) or None
+
 
 @pytest.mark.parametrize("weight", [0.2, 0.5, 0.9])
 def test_a_token_is_heard_letter_by_letter(search, weight):
@@ -180,8 +183,8 @@ def test_a_token_is_heard_letter_by_letter(search, weight):
     assert tuple(found.tokens) == best and found.score == pytest.approx(totals[best], rel=1e-5)
 
 
-def running(total, *spelled, tokens=()):
-    return Running(total, 0.0, tokens, torch.arange(0), None, (), spelled)
+def running(total, *spelled, tokens=(), places=None):
+    return Running(total, 0.0, tokens, torch.arange(0), None, spelled[-1:] if places is None else places, spelled)
 
 
 def test_who_survives(monkeypatch):
@@ -195,6 +198,8 @@ def test_who_survives(monkeypatch):
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.4) == [best]  # as if it were at -2.8 here
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.6) == []
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.0) == [best, other]
+    comma, stop = (running(-5.5, 1, 2, tokens=(9, mark), places=()) for mark in (7, 8))
+    assert survivors([comma, best, stop], [], -100.0, beam=8, ahead=0.5) == [best, comma, stop]  # marks differ in what may follow
 
 
 def test_a_word_that_begins_badly_is_not_given_up_for_one_that_ends_badly(search, monkeypatch):
@@ -230,6 +235,63 @@ def test_a_word_that_begins_badly_is_not_given_up_for_one_that_ends_badly(search
     said = Heard(logprobs, torch.tensor([[1, 2, 3]]))
     (found,) = joint_search(Words(), 1, None, said, Pieces(), [50], DecodeConf(beam=1, ctc_weight=0.5))
     assert found.tokens == [13, 12] and found.ended == "end"
+
+
+class Written:
+    """An LLM that writes ab as "A, b." (tokens 10 to 14) and finds other ways unlikely; 15 is another "a", 16 another mark."""
+
+    def stop_ids(self):
+        return {0}
+
+    def after(self, tokens):
+        logprobs = torch.full((20,), -8.0)
+        logprobs[{(): 10, (10,): 11, (10, 11): 12, (10, 11, 12): 13}.get(tokens, 0)] = -0.1
+        return logprobs
+
+
+class Marks:
+    spells = True
+    words = {10: "a", 11: "", 12: "b", 13: "", 15: "a", 16: ""}
+
+    def heard(self, token, unheard=""):
+        letters = self.words.get(token)
+        return None if letters is None or not (letters or unheard) else ["ab".index(letter) + 1 for letter in letters]
+
+
+@pytest.mark.parametrize("unheard, expected", [(",.", [10, 11, 12, 13]), ("", [10, 12])])
+def test_marks_that_are_not_heard_are_the_llms(monkeypatch, unheard, expected):
+    """CTC hears ab and nothing else."""
+
+    class State:
+        def __init__(self, llm, vectors, layout):
+            self.roots, self.logprobs_bv = [torch.arange(0)], llm.after(())[None]
+
+        def step(self, branches, tokens):
+            longer = [torch.cat([branch, torch.tensor([token])]) for branch, token in zip(branches, tokens)]
+            return longer, torch.stack([Written().after(tuple(branch.tolist())) for branch in longer])
+
+    monkeypatch.setattr("steermoe.decode.joint.Branches", State)
+    monkeypatch.setattr("steermoe.decode.joint.GAP", 1e9)
+    logprobs = torch.full((1, 4, 3), -12.0, dtype=torch.float64)
+    for frame, place in enumerate([1, 0, 2, 0]):
+        logprobs[0, frame, place] = 0.0
+    said = Heard(logprobs, torch.tensor([[1, 2]]))
+    (found,) = joint_search(Written(), 1, None, said, Marks(), [50], DecodeConf(beam=3, ctc_weight=0.4, unheard=unheard))
+    assert found.tokens == expected
+    written = sum(float(Written().after(tuple(expected[:at]))[token]) for at, token in enumerate([*expected, 0]))
+    heard_ab = math.log(texts(said)[(1, 2)])
+    assert found.score == pytest.approx(0.6 * written + 0.4 * heard_ab, rel=1e-5)
+
+
+def test_no_two_marks_in_a_row_and_none_in_front(search):
+    """However much the LLM likes them."""
+    logprobs = torch.full((1, 4, 3), -12.0, dtype=torch.float64)
+    for frame, place in enumerate([1, 0, 2, 0]):
+        logprobs[0, frame, place] = 0.0
+    said, llm = Heard(logprobs, torch.tensor([[1, 2]])), Words(likes=16)
+    (found,) = search(said, Marks(), llm=llm, beam=9, ctc_weight=0.5, unheard=".")
+    assert [token for token in found.tokens if token != 16] in ([10, 12], [15, 12])
+    assert found.tokens[0] != 16 and not any(pair == (16, 16) for pair in zip(found.tokens, found.tokens[1:]))
 
 
 def test_rows_do_not_disturb_each_other(search):

@@ -152,6 +152,9 @@ def test_words_are_where_ctc_hears_their_letters(speller, monkeypatch):
     assert [word.text for word in found] == ["hi", "you"]
     times = [time for word in found for time in (word.start, word.end)]
     assert times == pytest.approx([0.16, 0.40, 0.96, 1.36], abs=0.01)
+    monkeypatch.setattr(speller.decode_conf, "unheard", ",.")
+    written = word_times(speller, _noise(2.0), "Hi, you.")  # case and marks are the LLM's
+    assert [(word.text, word.start, word.end) for word in written] == [("Hi,", *found[0][:2]), ("you.", *found[1][:2])]
 
 
 def test_words_of_any_script_come_in_order(speller):

@@ -45,6 +45,23 @@ class Pieces:
         return {"<s>": 0, "<0x0A>": 1, "<0xE4>": 2, "<0x61>": 3, "▁": 4, "a": 5, "▁the": 6, "你": 7}
 
 
+def test_what_is_heard_of_a_token(model):
+    units = model.projector.units
+    token = {written: number for number, written in units.spelling.items()}
+    small, capital, comma = token[b"a"], token[b"A"], token[b","]
+    assert units.heard(small) == units.heard(small, ",.") == units.heard(capital, ",.") == units.units([small])
+    assert units.heard(capital) == units.units([capital]) != units.heard(small)
+    assert units.heard(comma) == units.units([comma]) and units.heard(comma, ",.") == [] and units.heard(comma, ".") == units.heard(comma)
+    assert units.heard(10**6) is None and units.heard(10**6, ",.") is None
+    assert units.said("Well, then.".encode(), ",.") == b"well then" and units.said(b"Well, then.", "") == b"Well, then."
+
+
+def test_marks_that_are_not_heard_need_letters(config, batch):
+    config.projector_conf["units"] = "tokens"
+    with pytest.raises(UserError, match="decode_conf.unheard: needs CTC on letters, `units: bytes`"):
+        decode_batch(SteerMoE.from_config(config).eval(), batch, [1.0] * 3, DecodeConf(ctc_weight=0.5, unheard=".,"))
+
+
 def test_bytes_of_a_sentencepiece_vocabulary():
     assert token_bytes(Pieces()) == {1: b"\n", 2: b"\xe4", 3: b"a", 4: b" ", 5: b"a", 6: b" the", 7: "你".encode()}
 
@@ -95,7 +112,7 @@ def test_loss_and_prompt_alone_as_in_a_batch(model, batch):
         for one in model.parameters():
             one.add_(0.05 * torch.randn_like(one)) if one.requires_grad else None
         together, lens = model.projector.hear(*model.hear(batch), model.encoder.final_norm)
-        alone = batch._replace(feats_bfm=batch.feats_bfm[:1, :80], **{k: getattr(batch, k)[:1] for k in batch._fields[2:]})
+        alone = batch._replace(feats_bfm=batch.feats_bfm[:1, :80], **{k: getattr(batch, k)[:1] for k in batch._fields[2:-1]})
         scores, length = model.projector.hear(*model.hear(alone), model.encoder.final_norm)
     torch.testing.assert_close(scores[0], together[0, : int(length[0])], atol=1e-4, rtol=1e-4)
     assert int(lens[0]) == int(length[0])

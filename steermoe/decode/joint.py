@@ -2,7 +2,8 @@
 
 A hypothesis g scores (1 - w) log p_LLM(g) + w log p_CTC(g...), the second being the probability of all texts that begin with g. The
 LLM speaks in tokens and CTC in units (steermoe.units): a token is heard as the units that spell it. Hypotheses compete with those
-that spell as many units, not as many tokens: what has said more of the audio has paid more for it.
+that spell as many units, not as many tokens: what has said more of the audio has paid more for it. What is written but not heard,
+case and punctuation, is the LLM's alone (`decode_conf.unheard`): it knows far better what comes next in text as people write it.
 
 Shape legend: B utterances, R running hypotheses, P places of units (steermoe.decode.ctc_prefix), V the LLM's vocabulary.
 Source: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section III-B; a word that is
@@ -30,12 +31,13 @@ PER_UNIT = 1.2  # nat that an LLM needs for a byte of text, about: so much a hyp
 GAP = 3.0  # nat behind the best, so compared, at which a hypothesis is dropped
 HOPELESS = 10.0  # nat below the best next unit of a hypothesis: a beginning that is heard so badly is not followed
 WIDTH = 16  # beginnings of a hypothesis's next token that are followed
+MARKS = 3  # punctuation marks that are tried behind a hypothesis
 
 
 @dataclass
 class Running:
     """A hypothesis. total: its score; written: the LLM's share; branch: the LLM's places of all tokens but the last; prefix: of one row,
-    for all tokens but the last, which `places` spell; spelled: the places of all of them.
+    for all tokens but the last, which `places` spell (none: a mark that is not heard); spelled: the places of all of them.
     """
 
     total: float
@@ -48,25 +50,27 @@ class Running:
 
 
 class Trie(NamedTuple):
-    """The LLM's tokens by their spelling. children: of every node, unit -> node; tokens: those that end there. Node 0 is the root."""
+    """The LLM's tokens by what is heard of them. children: of every node, unit -> node; tokens: those that end there. Node 0 is the root:
+    there end those of which nothing is heard, punctuation.
+    """
 
     children: list[dict[int, int]]
     tokens: list[list[int]]
 
 
 @functools.lru_cache(maxsize=4)
-def spelling_trie(units, vocabulary: int) -> Trie:
-    """Of all tokens below `vocabulary` that say anything."""
+def spelling_trie(units, vocabulary: int, unheard: str = "") -> Trie:
+    """Of all tokens below `vocabulary` that say anything, and of those that are of characters of `unheard` only."""
     trie = Trie([{}], [[]])
     for token in range(vocabulary):
-        node = 0
-        for unit in units.units([token]):
+        node, heard = 0, units.heard(token, unheard)
+        for unit in heard or []:
             if unit not in trie.children[node]:
                 trie.children[node][unit] = len(trie.children)
                 trie.children.append({})
                 trie.tokens.append([])
             node = trie.children[node][unit]
-        if node:
+        if heard is not None:
             trie.tokens[node].append(token)
     return trie
 
@@ -134,9 +138,9 @@ def prefixes_of(running: list[Running]) -> Prefixes:
 
 def survivors(stack: list[Running], others: list[list[Running]], least: float, beam: int, ahead: float) -> list[Running]:
     """The best `beam` of a stack: of one text the best way to write it, and none that is GAP behind, here or in stacks further on."""
-    by_text: dict[tuple[int, ...], Running] = {}
+    by_text: dict[tuple, Running] = {}
     for one in sorted(stack, key=lambda one: -one.total):
-        by_text.setdefault(one.spelled, one)
+        by_text.setdefault((one.spelled, None if one.places else one.tokens[-1:]), one)
     kept = heapq.nlargest(beam, by_text.values(), key=lambda one: one.total)
     here = len(stack[0].spelled)
     leading = max([kept[0].total, *(one.total + ahead * (len(one.spelled) - here) for other in others for one in other)])
@@ -154,7 +158,8 @@ def joint_search(
     if conf.context:  # lines of text, each ended by the next one's beginning
         stop += llm.encode("\n")
     llm_branches, nothing = Branches(llm, vectors_bqh, layout), Prefixes.empty(heard)
-    trie = spelling_trie(units, llm_branches.logprobs_bv.shape[-1])
+    trie = spelling_trie(units, llm_branches.logprobs_bv.shape[-1], conf.unheard)
+    marks = torch.tensor(trie.tokens[0], dtype=torch.long, device=llm_branches.logprobs_bv.device)
     ahead = (1 - weight) * PER_UNIT * units.spells
     best = [Hypothesis([], -torch.inf, "end") for _ in max_tokens]
     longest: dict[int, Running] = {}
@@ -168,6 +173,14 @@ def joint_search(
         for (row, one), end in zip(batch, ends):
             if end > best[row].score:
                 best[row] = Hypothesis(list(one.tokens), end, "end")
+        for source, (row, one) in enumerate(batch if len(marks) else []):
+            if one.places:  # one mark, behind what has been heard
+                top = logprobs_rv[source, marks].topk(min(MARKS, len(marks)))
+                for token, logprob in zip(marks[top.indices].tolist(), top.values.tolist()):
+                    total, tokens = one.total + (1 - weight) * logprob, (*one.tokens, token)
+                    if total > best[row].score and len(tokens) < max_tokens[row]:
+                        marked = Running(total, one.written + logprob, tokens, branches[source], (prefixes, source), (), one.spelled)
+                        stacks[row].setdefault(len(one.spelled), []).append(marked)
         found = next_tokens(prefixes, trie)
         if found:
             written_n = llm_rv[torch.tensor([one.source for one in found]), torch.tensor([one.token for one in found])]

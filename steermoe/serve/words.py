@@ -36,7 +36,8 @@ def word_times(model: SteerMoE, samples_n: np.ndarray, text: str) -> list[Segmen
     words = [word.strip() for word in split_units(text)]
     spelled, spans = [], []
     for unit in split_units(text):
-        letters = [projector.units.unit_of[byte] for byte in unit.encode() if byte in projector.units.unit_of]
+        said = projector.units.said(unit.encode(), model.decode_conf.unheard)
+        letters = [projector.units.unit_of[byte] for byte in said if byte in projector.units.unit_of]
         space = len(letters) and not unit[0].strip()  # which belongs to no word
         spans.append((len(spelled) + space, len(spelled) + len(letters)))
         spelled += letters
