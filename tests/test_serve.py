@@ -86,6 +86,10 @@ def test_a_long_recording_and_its_stream(client, model):
     deltas = [event["delta"] for event in found if event["type"] == "transcript.text.delta"]
     assert len(deltas) >= 3 and "".join(deltas) == text
     assert found[-1] == {"type": "transcript.text.done", "text": text, "usage": found[-1]["usage"]}
+    asked = {"timestamp_granularities[]": ["segment", "word"]}  # as the page does: the end of a stream then has all times
+    whole = transcribe(client, stream.getvalue(), response_format="verbose_json", **asked).json()
+    (*_, end) = events(transcribe(client, stream.getvalue(), stream="true", **asked))
+    assert end == whole | {"type": "transcript.text.done"} and end["segments"] and "words" in end
 
 
 def test_what_no_pause_parts_is_joined(client, model):

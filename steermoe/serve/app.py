@@ -94,7 +94,7 @@ class Server:
         del pieces  # the samples of what has been read are needed no more
         parts = transcriptions.settled(spans, reading, words)
         if asked.stream:
-            return await self.stream(request, reading, transcriptions.events(parts, seconds))
+            return await self.stream(request, reading, transcriptions.events(parts, words, seconds, asked))
         transcript = await attended(request, transcriptions.last(parts))
         return transcriptions.answer(transcript, words, seconds, asked)
 

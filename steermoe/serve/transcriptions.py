@@ -18,12 +18,15 @@ TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
 
 @dataclass
 class Asked:
-    """file: the upload. words: whether their times are wanted. language: what the client says it is; the model does not ask."""
+    """file: the upload. words: whether their times are wanted. times: whether a stream's end is to have the times of verbose_json, which
+    OpenAI's has not: where the client names timestamp_granularities. language: what the client says it is; the model does not ask.
+    """
 
     file: IO[bytes]
     form: str
     stream: bool
     words: bool
+    times: bool
     language: str
 
 
@@ -45,7 +48,8 @@ def read_form(form: FormData) -> Asked:
     language = form.get("language") or ""
     if not isinstance(language, str) or len(language) > 32:
         raise ApiError(400, "language must be a language's name or code", "language")
-    return Asked(file, fmt, streams, fmt == "verbose_json" and "word" in wanted, language)
+    times = bool(wanted) and (streams or fmt == "verbose_json")
+    return Asked(file, fmt, streams, times and "word" in wanted, times, language)
 
 
 def upload(form: FormData) -> IO[bytes]:
@@ -82,14 +86,15 @@ async def last(parts: AsyncIterator[Transcript]) -> Transcript:
     return transcript
 
 
-async def events(parts: AsyncIterator[Transcript], seconds: float) -> AsyncIterator[dict]:
+async def events(parts: AsyncIterator[Transcript], words: list[Segment], seconds: float, asked: Asked) -> AsyncIterator[dict]:
     """OpenAI's transcript.text.delta for every stretch of text that is settled, and transcript.text.done."""
-    said = ""
+    said, transcript = "", Transcript()
     async for transcript in parts:
         new, said = transcript.text[len(said) :], transcript.text
         if new:
             yield {"type": "transcript.text.delta", "delta": new}
-    yield {"type": "transcript.text.done", "text": said, "usage": usage(seconds)}
+    times = verbose(transcript, words, seconds, asked) if asked.times else {}
+    yield times | {"type": "transcript.text.done", "text": said, "usage": usage(seconds)}
 
 
 def answer(transcript: Transcript, words: list[Segment], seconds: float, asked: Asked) -> Response:
@@ -97,13 +102,12 @@ def answer(transcript: Transcript, words: list[Segment], seconds: float, asked: 
     if asked.form == "json":
         return JSONResponse({"text": transcript.text, "usage": usage(seconds)})
     if asked.form == "verbose_json":
-        timed = [{"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)} for word in words]
-        return JSONResponse(verbose(transcript, seconds, asked.language) | ({"words": timed} if asked.words else {}))
+        return JSONResponse(verbose(transcript, words, seconds, asked))
     text = f"{transcript.text}\n" if asked.form == "text" else format_transcript(transcript, "", asked.form)
     return PlainTextResponse(text, media_type=TYPES[asked.form])
 
 
-def verbose(transcript: Transcript, seconds: float, language: str) -> dict:
+def verbose(transcript: Transcript, words: list[Segment], seconds: float, asked: Asked) -> dict:
     """All of OpenAI's fields; null is what the model does not know."""
     segments = [
         {
@@ -120,8 +124,9 @@ def verbose(transcript: Transcript, seconds: float, language: str) -> dict:
         }
         for number, segment in enumerate(transcript.segments)
     ]
-    head = {"task": "transcribe", "language": language or "unknown", "duration": round(seconds, 3), "text": transcript.text}
-    return head | {"segments": segments, "usage": usage(seconds)}
+    head = {"task": "transcribe", "language": asked.language or "unknown", "duration": round(seconds, 3), "text": transcript.text}
+    timed = [{"word": word.text, "start": round(word.start, 2), "end": round(word.end, 2)} for word in words]
+    return head | {"segments": segments, "usage": usage(seconds)} | ({"words": timed} if asked.words else {})
 
 
 def usage(seconds: float) -> dict:

@@ -91,9 +91,7 @@ export async function transcribe(blob, name, model, tell, signal) {
   for await (const event of events(await ask({ stream: "true" }))) {
     if (event.type === "transcript.text.delta") tell((text += event.delta));
     if (event.type !== "transcript.text.done") continue;
-    // OpenAI's own stream has no times: a server that keeps to it is asked once more.
-    const heard = event.segments ? event : await (await ask({ response_format: "verbose_json" })).json();
-    return { words: [], ...heard };
+    return { segments: [], words: [], ...event };
   }
   throw new ServerError(BROKEN);
 }
