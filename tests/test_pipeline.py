@@ -182,6 +182,14 @@ def test_the_end_says_what_was_made_where_it_is_and_what_to_do_next(recipe):
     assert len(places) == 7 and all((recipe.folder / place).exists() for place in places)
 
 
+def test_the_end_of_a_recipe_of_questions(recipe):
+    made, following = said(recipe.run("--decode-conf.unit", "answer", "--own-score", "false")[1])
+    assert made["to look at"] == ["exp/whisper/decode_test_unitanswer/result.txt"]
+    assert following["your own recordings"].endswith('-m steermoe.bin.chat --model exp/whisper "@FILE.wav QUESTION"')
+    following = said(recipe.run("--stage", "6")[1])[1]
+    assert '.chat --model package.zip "@FILE.wav QUESTION"' in following["on another machine"]
+
+
 def test_a_failed_run_says_no_such_thing(recipe):
     status, out, _ = recipe.run(FAKE_FAIL="decode")
     assert status != 0 and out == ""

@@ -45,10 +45,25 @@ made() {
   fi
   [ -z "${stage_done[4]}" ] || line adapter "$exp/checkpoints/best.safetensors; curves: $exp/plots, tensorboard --logdir exp"
   if [ -n "${stage_done[5]}" ]; then
-    for name in $test_sets; do line "to look at" "$exp/decode_${name}_$decode_tag/report.html"; done
+    for name in $test_sets; do line "to look at" "$exp/decode_${name}_$decode_tag/$(answers && echo result.txt || echo report.html)"; done
     line report "$exp/RESULTS.md"
   fi
   [ -z "${stage_done[6]}" ] || line package "$exp/package, and in one file $exp/package.zip"
+}
+
+# Whether the adapter has been scored by its answers to questions (score_answers, which makes no page), not by transcripts.
+answers() {
+  local scored=("$exp"/decode_*/result.txt)
+  [ -f "${scored[0]}" ] && [ ! -f "${scored[0]%result.txt}report.html" ]
+}
+
+# usage: with_a_file MODEL: the command to try it
+with_a_file() {
+  if answers; then
+    printf '%s.chat --model %s "@FILE.wav QUESTION"' "$steermoe" "$1"
+  else
+    printf '%s.transcribe --model %s FILE.wav' "$steermoe" "$1"
+  fi
 }
 
 utterances() { printf '%d utterances' "$(wc -l < "$1")"; }
@@ -57,7 +72,7 @@ utterances() { printf '%d utterances' "$(wc -l < "$1")"; }
 next() {
   local again="./run.sh ${given:+${given% } }"
   if [ "$last_stage" -eq 6 ]; then
-    line "on another machine" "copy $exp/package.zip there; $steermoe.transcribe --model package.zip FILE.wav"
+    line "on another machine" "copy $exp/package.zip there; $(with_a_file package.zip)"
     line "for everybody" "$steermoe.pack --exp $exp --push-to-hub USER/NAME"
     return
   fi
@@ -67,7 +82,7 @@ next() {
     line "go on" "$again--stage ${stage_names[last_stage + 2]}"
     return
   fi
-  line "your own recordings" "$steermoe.transcribe --model $exp FILE.wav"
+  line "your own recordings" "$(with_a_file "$exp")"
   line "to hand it on" "$again--stage pack"
   line "other settings" "$again--tag NAME --train-conf.max-steps 1000; ../../utils/show_result.sh compares"
 }
