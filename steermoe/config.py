@@ -64,6 +64,7 @@ class DecodeConf:
     beam: int = 1  # 1: greedy
     length_penalty: float = 1.0  # beam search: score / length ** penalty
     ctc_weight: float = 0.0  # with the projector `token`: 0 the LLM alone, 1 CTC alone, between them joint beam search
+    ctc_temperature: float = 1.0  # joint search: CTC's scores are divided by it before the softmax; over 1 it is less sure of itself
     min_confidence: float = 0.0  # where CTC hears its units with a lower mean probability, nobody has spoken: the answer is empty
     context: str = ""  # joint search: the LLM goes on from this text, as a language model that does not see the audio; "": the prompt
     unheard: str = ""  # joint search: marks that the LLM may write and CTC does not hear; with any, letters' case is the LLM's too
@@ -203,6 +204,8 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
     if not config.decode_conf.unheard.isascii() or any(map(str.isalnum, config.decode_conf.unheard)):
         raise UserError(f"{where}: decode_conf.unheard: {config.decode_conf.unheard!r} are not all punctuation marks of ASCII")
+    if not config.decode_conf.ctc_temperature > 0:
+        raise UserError(f"{where}: decode_conf.ctc_temperature: {config.decode_conf.ctc_temperature} is not over 0")
     for key in ("ctc_weight", "min_confidence"):
         if not 0 <= getattr(config.decode_conf, key) <= 1:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is not from 0 to 1")

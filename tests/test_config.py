@@ -63,6 +63,7 @@ def test_overrides_on_the_command_line(word, value, read):
         ("decode_conf: {ctc_weight: 1.5}", "ctc_weight: 1.5 is not from 0 to 1"),
         ("decode_conf: {min_confidence: 2.0}", "min_confidence: 2.0 is not from 0 to 1"),
         ("decode_conf: {min_confidence: 0.5}", "decode_conf.min_confidence needs CTC"),
+        ("decode_conf: {ctc_temperature: 0}", "decode_conf.ctc_temperature: 0.0 is not over 0"),
         ("decode_conf: {unheard: ',a'}", "decode_conf.unheard: ',a' are not all punctuation"),
         ("decode_conf: {unheard: '¿'}", "decode_conf.unheard: '¿' are not all punctuation"),
     ],
@@ -120,4 +121,4 @@ def test_the_list_of_keys_is_deliberate():
         "accum_grad", "batch_frames", "grad_clip", "heard_versions", "max_batch", "max_steps", "num_threads", "patience", "save_steps", "seed",
         "valid_steps",
     ]  # fmt: skip
-    assert len(keys) == 44
+    assert len(keys) == 45

@@ -124,6 +124,12 @@ def test_decoding_with_ctc(config, model, data, weight):
         assert weight < 1 or set(found.tokens) <= set(heard[row].tolist())
 
 
+def test_a_temperature_reaches_the_search(config, model, data):
+    batch, conf = collate(model, data, range(3)), replace(config.decode_conf, ctc_weight=0.5)
+    plain, warm = (decode_batch(model, batch, [1.0] * 3, replace(conf, ctc_temperature=t)) for t in (1.0, 2.0))
+    assert [one.score for one in warm] != pytest.approx([one.score for one in plain], rel=1e-3)
+
+
 def test_what_is_heard_for_a_prompt_is_what_the_llm_helps_to_read(config, model, data):
     batch = Collator(model.llm, "hear: ", answers=False)([data[0], data[1]])
     conf = replace(config.decode_conf, ctc_weight=0.4, beam=3, context="one line\n")

@@ -350,6 +350,14 @@ def test_frames_that_surely_say_nothing_change_no_prefix_score():
             assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 
 
+def test_a_temperature_divides_scores_and_decides_nothing_about_silence():
+    scores, lens = 3 * torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(5)), torch.tensor([9, 6])
+    plain, warm = hear(scores, lens, sure=1.0), hear(2 * scores, lens, sure=1.0, temperature=2.0)
+    torch.testing.assert_close(warm.logprobs_bup, plain.logprobs_bup)
+    scores[:, 3:6, 0] = 40.0  # surely nothing, at a temperature of 1
+    assert hear(scores, lens, temperature=9.0).logprobs_bup.shape == hear(scores, lens).logprobs_bup.shape == (2, 7, 6)
+
+
 def test_reading_of_a_hand_drawn_row():
     scores = torch.zeros(1, 7, 10)
     for frame, place in enumerate([0, 7, 7, 0, 7, 5, 5]):

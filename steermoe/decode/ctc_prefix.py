@@ -42,14 +42,15 @@ class Heard:
         return self.logprobs_bup[..., BLANK].cumsum(1)
 
 
-def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE) -> Heard:
+def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE, temperature: float = 1.0) -> Heard:
     """(B, U, C + 1) scores before the softmax -> the NEAR best units of every frame, and the log probabilities of these and the blank.
 
-    Frames that surely say nothing are left out but for one of each run, which keeps two equal units apart; 1.0 keeps all.
+    Frames that surely say nothing are left out but for one of each run, which keeps two equal units apart; 1.0 keeps all. What is left
+    is divided by `temperature` before the softmax.
     """
-    logprobs_buc = scores_buc.double().log_softmax(-1)
     inside_bu = length_mask(lens_b, scores_buc.shape[1])
-    silent_bu = logprobs_buc[..., BLANK] > math.log(sure)
+    silent_bu = scores_buc.double().log_softmax(-1)[..., BLANK] > math.log(sure)
+    logprobs_buc = (scores_buc.double() / temperature).log_softmax(-1)
     kept_bu = inside_bu & ~(silent_bu & torch.nn.functional.pad(silent_bu, (1, 0))[:, :-1])
     rows = [logprobs_uc[kept] for logprobs_uc, kept in zip(logprobs_buc, kept_bu)]
     near = [row[:, 1:].topk(min(NEAR, row.shape[1] - 1), -1).indices.unique() for row in rows]

@@ -46,7 +46,8 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf,
             prompt = plain_text(model.llm, conf.context, len(limits))
         else:
             prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buc, lens_b))
-        found = joint_search(model.llm, *prompt, hear(scores_buc, lens_b), model.projector.units, limits, conf)
+        heard = hear(scores_buc, lens_b, temperature=conf.ctc_temperature)
+        found = joint_search(model.llm, *prompt, heard, model.projector.units, limits, conf)
     sure_b = confidence(scores_buc, lens_b) >= conf.min_confidence
     return [hypothesis if sure else Hypothesis([], 0.0, "end") for hypothesis, sure in zip(found, sure_b.tolist())]
 

@@ -86,36 +86,31 @@ class Next(NamedTuple):
 
 def next_tokens(prefixes: Prefixes, trie: Trie) -> list[Next]:
     """All tokens whose spelling is heard, found by walking down the trie where CTC goes along."""
-    units = prefixes.heard.units_bp.tolist()
     rows = prefixes.rows_r.tolist()
+    place_of = [{unit: place for place, unit in enumerate(units, 1)} for units in prefixes.heard.units_bp.tolist()]
     found: list[Next] = []
-    frontier = [(source, source, 0, ()) for source in range(len(rows))]  # row of prefixes, row of state, node, places
+    frontier = [(source, 0, ()) for source in range(len(rows))]  # row of prefixes, node, places
     state, floor = prefixes, None
     while frontier:
-        steps = [
-            (source, at, child, (*places, place))
-            for source, at, node, places in frontier
-            for place, unit in enumerate(units[rows[source]], 1)
-            if (child := trie.children[node].get(unit)) is not None
-        ]
-        if not steps:
-            break
         extensions_rp = state.extensions()
         if floor is None:
             floor = (extensions_rp.max(1).values - HOPELESS).tolist()
-        table, reached = extensions_rp.tolist(), {}
-        for source, at, node, places in steps:
-            score = table[at][places[-1]]
-            if score >= floor[source]:
-                found += [Next(source, token, places, score) for token in trie.tokens[node]]
-                if trie.children[node]:
-                    reached.setdefault(source, []).append((score, source, at, node, places))
+        reached: dict[int, list] = {}
+        for at, ((source, node, places), scores) in enumerate(zip(frontier, extensions_rp.tolist())):
+            known = place_of[rows[source]]
+            for unit, child in trie.children[node].items():
+                place = known.get(unit)
+                if place is not None and scores[place] >= floor[source]:
+                    longer = (*places, place)
+                    found += [Next(source, token, longer, scores[place]) for token in trie.tokens[child]]
+                    if trie.children[child]:
+                        reached.setdefault(source, []).append((scores[place], source, at, child, longer))
         kept = [one for row in reached.values() for one in heapq.nlargest(WIDTH, row)]
         if not kept:
             break
         _, sources, at, nodes, places = zip(*kept)
         state = state.select(torch.tensor(at)).extended(torch.tensor([one[-1] for one in places]))
-        frontier = list(zip(sources, range(len(kept)), nodes, places))
+        frontier = list(zip(sources, nodes, places))
     return found
 
 
@@ -145,6 +140,16 @@ def survivors(stack: list[Running], others: list[list[Running]], least: float, b
     here = len(stack[0].spelled)
     leading = max([kept[0].total, *(one.total + ahead * (len(one.spelled) - here) for other in others for one in other)])
     return [one for one in kept if one.total > max(least, leading - GAP)]
+
+
+def leading(rows_n: Tensor, lens_n: Tensor, ahead_n: Tensor) -> Tensor:
+    """The numbers of those that are not GAP behind another one of their row that is as long or longer: `survivors` would drop them."""
+    kept = []
+    for row in rows_n.unique():
+        here = (rows_n == row).nonzero()[:, 0]
+        here = here[lens_n[here].argsort(descending=True, stable=True)]
+        kept.append(here[ahead_n[here] > ahead_n[here].cummax(0).values - GAP])
+    return torch.cat(kept).sort().values
 
 
 @torch.inference_mode()
@@ -183,10 +188,12 @@ def joint_search(
                         stacks[row].setdefault(len(one.spelled), []).append(marked)
         found = next_tokens(prefixes, trie)
         if found:
-            written_n = llm_rv[torch.tensor([one.source for one in found]), torch.tensor([one.token for one in found])]
-            for one, written in zip(found, written_n.tolist()):
+            written_n = llm_rv[torch.tensor([one.source for one in found]), torch.tensor([one.token for one in found])].cpu()
+            total_n = (1 - weight) * written_n + weight * torch.tensor([one.score for one in found])
+            lens_n = torch.tensor([len(batch[one.source][1].spelled) + len(one.places) for one in found])
+            for number in leading(torch.tensor([batch[one.source][0] for one in found]), lens_n, total_n + ahead * lens_n).tolist():
+                one, written, total = found[number], float(written_n[number]), float(total_n[number])
                 row, before = batch[one.source]
-                total = (1 - weight) * written + weight * one.score
                 # Scores only fall from here: what is below a finished hypothesis stays below it.
                 if total > max(best[row].score, NEVER / 10 * weight):
                     tokens, spelled = (*before.tokens, one.token), before.spelled + one.places
