@@ -225,6 +225,14 @@ NOVELS = "emma mansfieldpark northangerabbey persuasion prideprejudice sensesens
 R_DATA = "usr/lib/R/site-library/janeaustenr/data/Rdata"
 
 
+WORDNET = {
+    "noun": ("001 n cat", 'an animal; "the cat sat on the mat"; "a cat"; "it cost 5 dollars or so"'),
+    "verb": ("002 v sit", 'be seated; "The cat sat on the mat!"; "on the mat sat the cat"; "they sat down, too"'),
+    "adj": ("003 a flat", "without examples"),
+    "adv": ("004 r so", '"so it goes on"'),
+}
+
+
 def write_packages(folder: Path, verses: int) -> None:
     """An apt-get that gives one package, and a dpkg that unpacks what all of them hold."""
     files = folder / "packages"
@@ -234,7 +242,10 @@ def write_packages(folder: Path, verses: int) -> None:
         (files / "usr" / name).parent.mkdir(parents=True, exist_ok=True)
         (files / "usr" / name).write_text("x")
     write_r_data(files / R_DATA, {name: [name.upper(), "", "It cost £20,000."] for name in NOVELS})
-    for name in ("fortunes", "bible-kjv-text", "r-cran-janeaustenr"):
+    for part, (head, gloss) in WORDNET.items():
+        (files / "usr/share/wordnet").mkdir(parents=True, exist_ok=True)
+        (files / f"usr/share/wordnet/data.{part}").write_text(f"  1 The licence \"is not an example of a word\"\n{head} | {gloss}  \n")
+    for name in ("fortunes", "bible-kjv-text", "r-cran-janeaustenr", "wordnet-base"):
         (files / "usr/share/doc" / name).mkdir()
         (files / "usr/share/doc" / name / "copyright").write_text(name)
     (files / "usr/share/games/fortunes").mkdir(parents=True)
@@ -247,10 +258,11 @@ def write_packages(folder: Path, verses: int) -> None:
 def test_download_leaves_flite_and_the_texts_and_does_nothing_the_second_time(tmp_path):
     write_packages(tmp_path, 31102)
     done = download(tmp_path)
-    packages = "fortunes fortunes-min bible-kjv bible-kjv-text r-cran-janeaustenr flite libflite1"
+    packages = "fortunes fortunes-min bible-kjv bible-kjv-text r-cran-janeaustenr wordnet-base flite libflite1"
     assert done.returncode == 0 and packages in done.stderr, done.stderr
     assert "other texts than those of the published results" in done.stderr
     assert "other novels than those of the published results" in done.stderr
+    assert "other examples than those of the published results" in done.stderr
     left = tmp_path / "downloads/flite"
     assert sorted(path.name for path in (left / "text").iterdir()) == ["bible", "wisdom"]
     assert (left / "text/bible").read_text().startswith("This is verse 6.\nThis is verse 12.\n")
@@ -259,12 +271,25 @@ def test_download_leaves_flite_and_the_texts_and_does_nothing_the_second_time(tm
     novels = {path.stem: path.read_text(encoding="utf-8") for path in (left / "austen").iterdir()}
     assert novels == {name: f"{name.upper()}\n\nIt cost £20,000.\n" for name in NOVELS if name != "northangerabbey"}
     assert (left / "LICENCE.austen").read_text() == "r-cran-janeaustenr"
+    assert (left / "LICENCE.wordnet").read_text() == "wordnet-base"
+    shown = (left / "wordnet/examples.txt").read_text().splitlines()
+    assert {"they sat down, too", "so it goes on"} <= {*shown[::2]} and {*shown[1::2]} == {"%"}
+    assert len(shown[::2]) == 4  # of the three about the cat, the last says nothing new
     (tmp_path / "bin/apt-get").unlink()
     again = download(tmp_path).stderr
     assert "up to date" in again and "without austen/" not in again
-    shutil.rmtree(left / "austen")
+    shutil.rmtree(left / "wordnet")
     again = download(tmp_path).stderr
-    assert "up to date" in again and "downloads/flite is an older one, without austen/; remove it" in again
+    assert "up to date" in again and "downloads/flite is an older one, without austen/ or wordnet/; remove it" in again
+
+
+def test_wordnet_without_a_part(tmp_path):
+    write_packages(tmp_path, 31102)
+    (tmp_path / "packages/usr/share/wordnet/data.adv").unlink()
+    done = download(tmp_path)
+    assert done.returncode == 1 and "data.adv: no such file" in done.stderr
+    assert "WordNet's examples cannot be read, see above;\n  ways on:" in done.stderr
+    assert list((tmp_path / "downloads").iterdir()) == []
 
 
 def test_the_other_recipe_that_speaks_gets_flite_alone(tmp_path):

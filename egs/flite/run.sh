@@ -7,7 +7,9 @@
 # James text has no copyright any more; the collection of fortunes is under the BSD licence, but what it quotes is by many
 # authors. So give away neither texts nor speech: they can be made anew anywhere. The packages' own words are in downloads/flite.
 #
-# --text downloads/flite/austen speaks novels by Jane Austen instead, which are in the public domain (their package: MIT).
+# --text downloads/flite/austen speaks novels by Jane Austen instead, which are in the public domain (their package: MIT);
+# --text downloads/flite/wordnet WordNet's example sentences (its licence lets use and copy freely), so few that each word comes
+# about twice: 27,000 words.
 set -e
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=utils/pipeline.sh

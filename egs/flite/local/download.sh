@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetches the speech synthesiser flite and texts for it (fortunes, the King James Bible; apart from them, for --text, novels by
-# Jane Austen) from Debian's or Ubuntu's packages.
-# usage: local/download.sh downloads        -> downloads/flite/{bin/flite,lib/…,text/…,austen/….txt}
+# Jane Austen, and WordNet's examples) from Debian's or Ubuntu's packages.
+# usage: local/download.sh downloads        -> downloads/flite/{bin/flite,lib/…,text/…,austen/….txt,wordnet/….txt}
 set -euo pipefail
 export LC_ALL=C
 here=$(cd "${BASH_SOURCE[0]%download.sh}." && pwd)
@@ -9,16 +9,16 @@ here=$(cd "${BASH_SOURCE[0]%download.sh}." && pwd)
 . "${BASH_SOURCE[0]%download.sh}../../../utils/debian.sh"
 
 name=flite
-packages=(fortunes fortunes-min bible-kjv bible-kjv-text r-cran-janeaustenr)
-size="19 MB"
+packages=(fortunes fortunes-min bible-kjv bible-kjv-text r-cran-janeaustenr wordnet-base)
+size="26 MB"
 ways_on="ways on: install flite, and run.sh --corpus DIR, with your plain texts in DIR/text;
   or run this stage on a Debian or Ubuntu machine or container, and copy downloads/ here"
 # shellcheck source=utils/flite.sh
 . "${BASH_SOURCE[0]%download.sh}../../../utils/flite.sh"
 add_library libreadline.so.8 libreadline8 # of the program that unpacks the Bible
 
-[ ! -d "${1:-}/$name" ] || [ -d "$1/$name/austen" ] ||
-  echo "download: $1/$name is an older one, without austen/; remove it to have it made anew" >&2
+[ ! -d "${1:-}/$name" ] || { [ -d "$1/$name/austen" ] && [ -d "$1/$name/wordnet" ]; } ||
+  echo "download: $1/$name is an older one, without austen/ or wordnet/; remove it to have it made anew" >&2
 debian_packages "${@:1:1}" # the options after it are for data_prep.py
 flite_result
 cp files/usr/share/doc/fortunes/copyright result/LICENCE.fortunes
@@ -49,4 +49,13 @@ PYTHONPATH=$here/../../.. "${PYTHON:-python3}" "$here/r_data.py" files/usr/lib/R
 sums=$(sums_of result/austen | sha256sum)
 [ "${sums%% *}" = 4ea76cf5106c04a974d459217b607bc8c24ad696767846c57a9f980a1c9e094c ] ||
   echo "download: other novels than those of the published results: another version of the package" >&2
+
+cp files/usr/share/doc/wordnet-base/copyright result/LICENCE.wordnet
+mkdir result/wordnet
+PYTHONPATH=$here/../../.. "${PYTHON:-python3}" "$here/wordnet.py" files/usr/share/wordnet result/wordnet/examples.txt ||
+  die "WordNet's examples cannot be read, see above;
+  $ways_on"
+sums=$(sums_of result/wordnet | sha256sum)
+[ "${sums%% *}" = e77df8a2d468a329ced1711118e3124b4d41dd48a637bf20f0b2f4d82091b91b ] ||
+  echo "download: other examples than those of the published results: another version of the package" >&2
 debian_result
