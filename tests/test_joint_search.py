@@ -237,6 +237,19 @@ def test_a_word_that_begins_badly_is_not_given_up_for_one_that_ends_badly(search
     assert found.tokens == [13, 12] and found.ended == "end"
 
 
+@pytest.mark.parametrize("likes, expected", [(13, 13), (15, 15)])
+def test_of_many_beginnings_those_are_followed_that_the_llm_goes_on_with(search, monkeypatch, likes, expected):
+    """CTC hears ab or cb, the first letter a little more likely an a; room for one beginning is left to the one that the LLM likes."""
+    monkeypatch.setattr("steermoe.decode.joint.WIDTH", 1)
+    letters = Letters()
+    monkeypatch.setattr(letters, "words", {13: "ab", 15: "cb"})
+    logprobs = torch.full((1, 2, 4), -30.0, dtype=torch.float64)
+    logprobs[0, 0, [1, 3]] = torch.tensor([0.6, 0.4], dtype=torch.float64).log()
+    logprobs[0, 1, 2] = 0.0
+    said = Heard(logprobs, torch.tensor([[1, 2, 3]]))
+    assert search(said, letters, llm=Words(likes=likes), beam=4, ctc_weight=0.5)[0].tokens == [expected]
+
+
 class Written:
     """An LLM that writes ab as "A, b." (tokens 10 to 14) and finds other ways unlikely; 15 is another "a", 16 another mark."""
 

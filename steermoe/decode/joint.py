@@ -8,7 +8,8 @@ case and punctuation, is the LLM's alone (`decode_conf.unheard`): it knows far b
 Shape legend: B utterances, R running hypotheses, P places of units (steermoe.decode.ctc_prefix), V the LLM's vocabulary.
 Source: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section III-B; a word that is
 scored letter by letter: Hori et al. 2017, "Multi-level Language Modeling and Decoding for Open Vocabulary End-to-End Speech
-Recognition"; a stack for every length: Koehn 2004, "Pharaoh: A Beam Search Decoder for Phrase-Based Statistical Machine Translation".
+Recognition"; look-ahead: Ortmanns et al. 1996, "Language-Model Look-Ahead for Large Vocabulary Continuous Speech Recognition"; a stack
+for every length: Koehn 2004, "Pharaoh: A Beam Search Decoder for Phrase-Based Statistical Machine Translation".
 """
 
 from __future__ import annotations
@@ -51,28 +52,42 @@ class Running:
 
 class Trie(NamedTuple):
     """The LLM's tokens by what is heard of them. children: of every node, unit -> node; tokens: those that end there. Node 0 is the root:
-    there end those of which nothing is heard, punctuation.
+    there end those of which nothing is heard, punctuation. order: all tokens, those at and below a node in a row: order[spans[node]].
     """
 
     children: list[dict[int, int]]
     tokens: list[list[int]]
+    order: Tensor
+    spans: list[slice]
 
 
 @functools.lru_cache(maxsize=4)
 def spelling_trie(units, vocabulary: int, unheard: str = "") -> Trie:
     """Of all tokens below `vocabulary` that say anything, and of those that are of characters of `unheard` only."""
-    trie = Trie([{}], [[]])
+    children: list[dict[int, int]] = [{}]
+    tokens: list[list[int]] = [[]]
     for token in range(vocabulary):
         node, heard = 0, units.heard(token, unheard)
         for unit in heard or []:
-            if unit not in trie.children[node]:
-                trie.children[node][unit] = len(trie.children)
-                trie.children.append({})
-                trie.tokens.append([])
-            node = trie.children[node][unit]
+            if unit not in children[node]:
+                children[node][unit] = len(children)
+                children.append({})
+                tokens.append([])
+            node = children[node][unit]
         if heard is not None:
-            trie.tokens[node].append(token)
-    return trie
+            tokens[node].append(token)
+    order: list[int] = []
+    spans = [slice(0)] * len(tokens)
+
+    def lay_out(node: int) -> None:
+        begin = len(order)
+        order.extend(tokens[node])
+        for child in children[node].values():
+            lay_out(child)
+        spans[node] = slice(begin, len(order))
+
+    lay_out(0)
+    return Trie(children, tokens, torch.tensor(order, dtype=torch.long), spans)
 
 
 class Next(NamedTuple):
@@ -84,8 +99,11 @@ class Next(NamedTuple):
     score: float
 
 
-def next_tokens(prefixes: Prefixes, trie: Trie) -> list[Next]:
-    """All tokens whose spelling is heard, found by walking down the trie where CTC goes along."""
+def next_tokens(prefixes: Prefixes, trie: Trie, logprobs_rv: Tensor, weight: float) -> list[Next]:
+    """The tokens whose spelling is heard, found by walking down the trie where CTC goes along. Of the beginnings of a row those WIDTH are
+    followed that are best by CTC and the likeliest token that so begins, after logprobs_rv (language model look-ahead).
+    """
+    likely_rk = logprobs_rv[:, trie.order.to(logprobs_rv.device)].cpu().numpy()
     rows = prefixes.rows_r.tolist()
     place_of = [{unit: place for place, unit in enumerate(units, 1)} for units in prefixes.heard.units_bp.tolist()]
     found: list[Next] = []
@@ -104,7 +122,8 @@ def next_tokens(prefixes: Prefixes, trie: Trie) -> list[Next]:
                     longer = (*places, place)
                     found += [Next(source, token, longer, scores[place]) for token in trie.tokens[child]]
                     if trie.children[child]:
-                        reached.setdefault(source, []).append((scores[place], source, at, child, longer))
+                        value = weight * scores[place] + (1 - weight) * likely_rk[source, trie.spans[child]].max()
+                        reached.setdefault(source, []).append((value, source, at, child, longer))
         kept = [one for row in reached.values() for one in heapq.nlargest(WIDTH, row)]
         if not kept:
             break
@@ -186,7 +205,7 @@ def joint_search(
                     if total > best[row].score and len(tokens) < max_tokens[row]:
                         marked = Running(total, one.written + logprob, tokens, branches[source], (prefixes, source), (), one.spelled)
                         stacks[row].setdefault(len(one.spelled), []).append(marked)
-        found = next_tokens(prefixes, trie)
+        found = next_tokens(prefixes, trie, logprobs_rv, weight)
         if found:
             written_n = llm_rv[torch.tensor([one.source for one in found]), torch.tensor([one.token for one in found])].cpu()
             total_n = (1 - weight) * written_n + weight * torch.tensor([one.score for one in found])
