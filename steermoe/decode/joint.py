@@ -30,8 +30,8 @@ from steermoe.merge import Merged
 
 PER_UNIT = 1.2  # nat that an LLM needs for a byte of text, about: so much a hypothesis gains by being a byte further on
 GAP = 3.0  # nat behind the best, so compared, at which a hypothesis is dropped
-HOPELESS = 10.0  # nat below the best next unit of a hypothesis: a beginning that is heard so badly is not followed
-WIDTH = 16  # beginnings of a hypothesis's next token that are followed
+HOPELESS = 14.0  # nat below the best next unit of a hypothesis: a beginning that is heard so badly is not followed
+WIDTH = 8  # beginnings of a hypothesis's next token that are followed
 MARKS = 3  # punctuation marks that are tried behind a hypothesis
 
 
