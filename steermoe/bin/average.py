@@ -43,8 +43,8 @@ def average(paths: list[Path], out: Path) -> Path:
             raise UserError(f"{path}: of another shape than {last}; only adapters of one steering and one projector can be averaged")
         tensors = {name: tensor + added[name] for name, tensor in tensors.items()}
     tensors = {name: tensor / len(paths) for name, tensor in tensors.items()}
-    metadata["averaged"] = [f"{path} {sha256_file(path)}" for path in paths]
-    config.decode_conf = decode_conf_of(last, config)
+    config.init, config.decode_conf = "", decode_conf_of(last, config)
+    metadata |= {"config": config.to_dict(), "averaged": [f"{path} {sha256_file(path)}" for path in paths]}
     adapter = out / "checkpoints" / "best.safetensors"
     with atomic_write(adapter, "wb") as stream:
         stream.write(save(tensors, {"steermoe": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}))
