@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from steermoe.api import SteerMoE as Recognizer
 from steermoe.bin.average import main
+from steermoe.bin.results import whose
 from steermoe.checkpoint import load_model, read_metadata, save_adapter
 from steermoe.config import config_from_dict
 from steermoe.errors import UserError
@@ -40,6 +41,7 @@ def test_means_with_the_last_one_s_configuration(tiny_config, tmp_path, capsys):
         torch.testing.assert_close(tensor, sum(part[name] for part in parts) / 3)
     averaged = read_metadata(out)[1]["averaged"]
     assert [line.split(" ")[0] for line in averaged] == [*map(str, files)] and json.dumps(averaged)
+    assert whose(tmp_path / "mean", {"step": 3, "dev_loss": 1.0}) == f"the mean of {files[0]} and {files[1]} and {files[2]}"
     config = load_model(tmp_path / "mean")[1]
     assert (config.projector, config.init) == (tiny_config.projector, "")  # it cannot be trained again from there
     assert Recognizer.from_pretrained(str(tmp_path / "mean")).decode_conf.beam == 7

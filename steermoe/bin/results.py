@@ -59,8 +59,7 @@ def make_results(exp: Path, own: Path | None, about: str = "") -> str:
         *([f"- data: {'; '.join(data)}"] if data else []),
         f"- git {environment['git']}, " + ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "transformers")),
         f"- machine: {environment['processor']}, GPU {environment['gpu']}",
-        f"- {len(log)} steps, {sum(line['seconds'] for line in log) / 60:.1f} min; the adapter is that of step {best['step']} "
-        f"(dev loss {best['dev_loss']:.3f} a token)",
+        f"- {len(log)} steps, {sum(line['seconds'] for line in log) / 60:.1f} min; the adapter is {whose(exp, best)}",
         f"- rates in %, {unit.lower()} after normaliser `{summary['normalizer']}`; intervals: bootstrap by "
         f"{'clip' if unit == 'Answers' else 'utterance'}\n",
         HEAD + "".join(map(row, folders)),
@@ -82,6 +81,16 @@ def scored(exp: Path) -> list[Path]:
     if not folders:
         raise UserError(f"{exp}: no decode_*/summary.json in it; run stage 5 first")
     return folders
+
+
+def whose(exp: Path, best: dict) -> str:
+    """Which step's, or the mean of which adapters."""
+    from steermoe.checkpoint import read_metadata
+
+    adapter = exp / "checkpoints" / "best.safetensors"
+    if adapter.is_file() and (averaged := read_metadata(adapter)[1].get("averaged")):
+        return f"the mean of {' and '.join(line.split(' ')[0] for line in averaged)}"
+    return f"that of step {best['step']} (dev loss {best['dev_loss']:.3f} a token)"
 
 
 def row(folder: Path, prefix: str = "") -> str:
