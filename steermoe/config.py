@@ -229,8 +229,6 @@ def check_training(optim_conf: OptimConf, train_conf: TrainConf, where: str) -> 
         raise UserError(f"{where}: {bad[0]} is below 0")
     if len(optim_conf.betas) != 2:
         raise UserError(f"{where}: optim_conf.betas: {optim_conf.betas} are not two numbers")
-    if not any(optim_conf.lr.values()):
-        raise UserError(f"{where}: optim_conf.lr: all 0, nothing would be trained")
     for key in ("max_steps", "valid_steps", "save_steps", "accum_grad", "max_batch"):
         if getattr(train_conf, key) < 1:
             raise UserError(f"{where}: train_conf.{key}: {getattr(train_conf, key)} is below 1")

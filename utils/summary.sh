@@ -27,7 +27,7 @@ scores() {
 
 # What each stage of this run leaves, also where an earlier run had made it.
 made() {
-  local name
+  local name page
   [ -z "${stage_done[-1]}" ] || line corpus "$corpus_dir"
   for name in "${sets[@]}"; do
     [ -z "${stage_done[0]}" ] || line data "data/$name, $(utterances "data/$name/text")"
@@ -45,7 +45,8 @@ made() {
   fi
   [ -z "${stage_done[4]}" ] || line adapter "$exp/checkpoints/best.safetensors; curves: $exp/plots, tensorboard --logdir exp"
   if [ -n "${stage_done[5]}" ]; then
-    for name in $test_sets; do line "to look at" "$exp/decode_${name}_$decode_tag/$(answers && echo result.txt || echo report.html)"; done
+    page=$(answers && echo result.txt || echo report.html)
+    for name in $test_sets; do line "to look at" "$exp/decode_${name}_$decode_tag/$page"; done
     line report "$exp/RESULTS.md"
   fi
   [ -z "${stage_done[6]}" ] || line package "$exp/package, and in one file $exp/package.zip"

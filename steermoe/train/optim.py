@@ -11,13 +11,14 @@ from steermoe.config import OptimConf
 
 def make_optimizer(groups: dict[str, dict[str, torch.nn.Parameter]], conf: OptimConf) -> torch.optim.AdamW:
     """groups: learning-rate group -> {parameter name: parameter}. Each group is split by weight decay: projection and router
-    matrices decay; expert vectors, scales, biases and norms never do. A group whose rate is 0 is frozen.
+    matrices decay; expert vectors, scales, biases and norms never do. A group whose rate is 0 beside others that
+    are not is frozen: it gets no gradient.
     """
-    parameter_groups = []
+    parameter_groups, frozen = [], [name for name in groups if not conf.lr[name] and any(conf.lr.values())]
     for name, parameters in groups.items():
         for parameter in parameters.values():
-            parameter.requires_grad_(conf.lr[name] > 0)
-        if not conf.lr[name]:
+            parameter.requires_grad_(name not in frozen)
+        if name in frozen:
             continue
         decaying = [p for key, p in parameters.items() if name != "steering" and p.dim() > 1 and not key.endswith("bias")]
         others = [p for p in parameters.values() if not any(p is d for d in decaying)]
