@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from steermoe.data.dataset import AudioTextDataset, Example
 from steermoe.files import resume_jsonl
