@@ -44,6 +44,10 @@ class TokenUnits:
             raise UserError("decode_conf.unheard: needs CTC on letters, `units: bytes` in projector_conf; this adapter hears tokens")
         return [token]
 
+    def folded(self, scores_buc: Tensor, unheard: str) -> Tensor:
+        """As they are: the search refuses `unheard`."""
+        return scores_buc
+
     def join(self, units: Sequence[int]) -> list[int]:
         """Units heard, in order -> token ids."""
         return list(units)
@@ -90,6 +94,18 @@ class ByteUnits:
     def said(written: bytes, unheard: str) -> bytes:
         """What is heard of text (decode_conf.unheard): small letters, and not these marks; "": all of it."""
         return bytes(byte for byte in written.lower() if byte not in unheard.encode()) if unheard else written
+
+    def folded(self, scores_buc: Tensor, unheard: str) -> Tensor:
+        """Scores (B, U, C + 1) where a capital's probability is the small letter's, and that of a mark of `unheard` the blank's: of an
+        adapter that was trained on text with capitals and marks. float64 log probabilities; "": the scores as they are.
+        """
+        if not unheard:
+            return scores_buc
+        said = [self.said(bytes([byte]), unheard) for byte in self.bytes]
+        columns = [0, *(1 + self.unit_of.get(one[0], unit) if one else 0 for unit, one in enumerate(said))]
+        probs_buc = scores_buc.double().softmax(-1)
+        columns_c = torch.tensor(columns, device=probs_buc.device)
+        return torch.zeros_like(probs_buc).index_add_(-1, columns_c, probs_buc).clamp(min=1e-300).log()
 
     def join(self, units: Sequence[int]) -> list[int]:
         text = bytes(self.bytes[unit] for unit in units).decode("utf-8", errors="ignore")

@@ -56,6 +56,18 @@ def test_what_is_heard_of_a_token(model):
     assert units.said("Well, then.".encode(), ",.") == b"well then" and units.said(b"Well, then.", "") == b"Well, then."
 
 
+def test_capitals_and_marks_that_ctc_hears_are_folded(model):
+    units = model.projector.units
+    small, capital, comma = (1 + units.unit_of[byte] for byte in b"aA,")
+    scores = torch.full((1, 1, len(units.bytes) + 1), -400.0)
+    scores[0, 0, [0, small, capital, comma]] = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    assert units.folded(scores, "") is scores
+    probs = units.folded(scores, ",.")[0, 0].exp()
+    assert probs[[0, small]].tolist() == pytest.approx([0.5, 0.5], rel=1e-5) and float(probs[[capital, comma]].max()) < 1e-9
+    kept = units.folded(scores, ".")[0, 0].exp()
+    assert kept[[0, small, comma]].tolist() == pytest.approx([0.1, 0.5, 0.4], rel=1e-5)
+
+
 def test_marks_that_are_not_heard_need_letters(config, batch):
     config.projector_conf["units"] = "tokens"
     with pytest.raises(UserError, match="decode_conf.unheard: needs CTC on letters, `units: bytes`"):

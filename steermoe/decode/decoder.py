@@ -46,8 +46,9 @@ def decode_batch(model: SteerMoE, batch, seconds: list[float], conf: DecodeConf,
             prompt = plain_text(model.llm, conf.context, len(limits))
         else:
             prompt = model.soft_prompt(batch, left_pad=True, audio=model.projector.read(scores_buc, lens_b))
-        heard = hear(scores_buc, lens_b, temperature=conf.ctc_temperature)
-        found = joint_search(model.llm, *prompt, heard, model.projector.units, limits, conf)
+        units = model.projector.units
+        heard = hear(units.folded(scores_buc, conf.unheard), lens_b, temperature=conf.ctc_temperature)
+        found = joint_search(model.llm, *prompt, heard, units, limits, conf)
     sure_b = confidence(scores_buc, lens_b) >= conf.min_confidence
     return [hypothesis if sure else Hypothesis([], 0.0, "end") for hypothesis, sure in zip(found, sure_b.tolist())]
 
