@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from steermoe.checkpoint import check_bases, read_metadata
+from steermoe.checkpoint import check_bases, decode_conf_of, read_metadata
 from steermoe.config import Config, differences
 from steermoe.errors import UserError
 from steermoe.fetch import catalog
@@ -31,7 +31,9 @@ ADAPTER_KEYS = ("steering", "steering_conf", "projector", "projector_conf")
 
 def init_layer(init: str, below: dict[str, Any]) -> dict[str, Any]:
     """The keys that a configuration takes over from an adapter. below: the layers under it. UserError if it is of other roles."""
-    trained = read_metadata(find_adapter(init))[0].to_dict()
+    path = find_adapter(init)
+    config = read_metadata(path)[0]
+    trained = config.to_dict() | {"decode_conf": vars(decode_conf_of(path, config))}
     layer = {key: trained[key] for key in (*ADAPTER_KEYS, "objective", "objective_conf", "augment_conf")}
     for role in ("encoder", "llm"):
         if (here := below.get(role, getattr(Config(), role))) != trained[role]:

@@ -91,6 +91,8 @@ def test_an_adapters_own_settings_are_taken_over_and_the_recipes_stay(recipe, ad
     conf = config.decode_conf
     assert (conf.ctc_weight, conf.beam, conf.unit, conf.normalizer, conf.max_batch) == (1.0, 3, "word", "none", 32)
     assert load_config("train.yaml").init == "" and load_config("train.yaml").projector == "stack"
+    (adapter / "config.yaml").write_text("decode_conf: {beam: 9}\n")  # edited since: how it decodes is said there
+    assert load_config("train.yaml", [], init=str(adapter)).decode_conf.beam == 9
 
 
 def test_training_starts_at_its_tensors(recipe, adapter):
