@@ -34,8 +34,13 @@ def save_adapter(path: str | Path, model: SteerMoE, config: Config, step: int, e
         "step": step,
         "environment": environment,
     }
+    write_adapter(path, model.adapter_state(), metadata)
+
+
+def write_adapter(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+    """tensors: float32, by name; metadata: as `read_metadata` gives it."""
     with atomic_write(path, "wb") as stream:
-        stream.write(save(model.adapter_state(), {"steermoe": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}))
+        stream.write(save(tensors, {"steermoe": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}))
 
 
 def read_metadata(path: Path) -> tuple[Config, dict]:

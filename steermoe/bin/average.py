@@ -6,13 +6,12 @@ decoded, scored and packed like a trained one; its configuration is that of the 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from steermoe.bin.cli import Parser, run
-from steermoe.checkpoint import decode_conf_of, read_metadata
+from steermoe.checkpoint import decode_conf_of, read_metadata, write_adapter
 from steermoe.errors import UserError
-from steermoe.files import atomic_write, sha256_file
+from steermoe.files import sha256_file
 from steermoe.pretrained import find_adapter
 
 
@@ -26,7 +25,7 @@ def main(argv=None) -> None:
 
 def average(paths: list[Path], out: Path) -> Path:
     """The adapter that is written: the float32 means of all tensors. UserError if there are not two, or they do not go together."""
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     if len(paths) < 2:
         raise UserError(f"{paths[0]}: one adapter is its own average; name two or more")
@@ -46,8 +45,7 @@ def average(paths: list[Path], out: Path) -> Path:
     config.init, config.decode_conf = "", decode_conf_of(last, config)
     metadata |= {"config": config.to_dict(), "averaged": [f"{path} {sha256_file(path)}" for path in paths]}
     adapter = out / "checkpoints" / "best.safetensors"
-    with atomic_write(adapter, "wb") as stream:
-        stream.write(save(tensors, {"steermoe": json.dumps(metadata, ensure_ascii=False, sort_keys=True)}))
+    write_adapter(adapter, tensors, metadata)
     config.save(out / "config.yaml")
     return adapter
 
