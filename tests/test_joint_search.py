@@ -8,7 +8,7 @@ import torch
 
 from steermoe.config import DecodeConf
 from steermoe.ctc import best_units
-from steermoe.decode.ctc_prefix import Heard, Prefixes, hear
+from steermoe.decode.ctc_prefix import NEVER, Heard, Prefixes, hear
 from steermoe.decode.joint import Running, joint_search, survivors
 from steermoe.units import TokenUnits
 
@@ -32,18 +32,30 @@ def texts(heard, row=0):
     return found
 
 
+def number_of(prefixes, places, row=0):
+    for place in places:
+        (row,) = prefixes.longer([row], [place])
+    return row
+
+
 @pytest.mark.parametrize("prefix", [(), (1,), (1, 1), (1, 2), (2, 1, 2)])
 def test_prefix_scores_are_sums_over_all_alignments(prefix):
     said = heard()
-    prefixes = Prefixes.empty(said)
-    for place in prefix:
-        prefixes = prefixes.extended(torch.tensor([place]))
+    prefixes = Prefixes(said)
+    number = number_of(prefixes, prefix)
     everything = texts(said)
-    assert math.exp(float(prefixes.ends()[0])) == pytest.approx(everything.get(prefix, 0.0), rel=1e-4, abs=1e-9)
-    extended = prefixes.extensions()[0]
+    assert math.exp(float(prefixes.ends([number]))) == pytest.approx(everything.get(prefix, 0.0), rel=1e-4, abs=1e-9)
     for place in (1, 2):
         wanted = sum(p for text, p in everything.items() if text[: len(prefix) + 1] == (*prefix, place))
-        assert math.exp(float(extended[place])) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+        assert math.exp(prefixes.scores[number][place]) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+    assert prefixes.scores[number][0] == NEVER and prefixes.lens[number] == len(prefix)
+
+
+def test_a_prefix_is_computed_once():
+    prefixes = Prefixes(heard(batch=2))
+    first, second, again = prefixes.longer([0, 1, 0], [1, 1, 1])
+    assert [first, second] == [2, 3] and again == first and prefixes.longer([1, first], [1, 0]) == [second, first]
+    assert len(prefixes.lens) == len(prefixes.scores) == 4
 
 
 def spoken(text, frames, seed=5):
@@ -61,17 +73,17 @@ def spoken(text, frames, seed=5):
 def test_a_window_of_frames_is_enough():
     text = [1, 2, 3, 3, 4, 1, 1, 2, 5, 3, 4, 4, 2, 1]
     said = spoken(text, frames=400)
-    prefixes, widths = Prefixes.empty(said).select(torch.tensor([0, 0])), []
+    prefixes, number, widths = Prefixes(said), 0, []
     for place in text:
-        extension = prefixes.extensions()[0, place]
-        prefixes = prefixes.extended(torch.tensor([place, place]))
-        widths.append(prefixes.silent_rw.shape[1])
+        extension, held = prefixes.scores[number][place], prefixes.frames_held
+        (number,) = prefixes.longer([number], [place])
+        widths.append(prefixes.frames_held - held)
         # What begins with a row has at least the probability of all that goes on from it.
-        assert float(extension) >= float(torch.logsumexp(prefixes.extensions()[0], 0)) - 1e-6
+        assert extension >= float(torch.tensor(prefixes.scores[number]).logsumexp(0)) - 1e-6
     whole = -torch.nn.functional.ctc_loss(
         said.logprobs_bup.transpose(0, 1), torch.tensor([text]), torch.tensor([400]), torch.tensor([len(text)]), reduction="sum"
     )
-    assert prefixes.ends().tolist() == pytest.approx([float(whole)] * 2, abs=1e-3)
+    assert float(prefixes.ends([number])) == pytest.approx(float(whole), abs=1e-3)
     assert min(widths) < 180 < 400 * 0.4 + 100 < max(widths)  # narrow, and where there is a pause as wide as it takes
 
 
@@ -81,21 +93,21 @@ def test_letters_that_sound_for_long():
     for number, place in enumerate(text):
         scores[0, 40 * number : 40 * number + 39, place] = 0.0
         scores[0, 40 * number + 39, 0] = 0.0
-    said = Heard(scores.log_softmax(-1), torch.arange(3)[None])
-    prefixes = Prefixes.empty(said)
-    for place in text:
-        prefixes = prefixes.extended(torch.tensor([place]))
-    assert float(prefixes.ends()) == pytest.approx(float(said.logprobs_bup.max(-1).values.sum()), abs=0.1)
+    prefixes = Prefixes(Heard(scores.log_softmax(-1), torch.arange(3)[None]))
+    ends = prefixes.ends([number_of(prefixes, text)])
+    assert float(ends) == pytest.approx(float(scores.log_softmax(-1).max(-1).values.sum()), abs=0.1)
 
 
-def test_rows_of_different_windows_come_together():
+def test_prefixes_of_different_windows_alone_as_together():
     said = spoken([1, 2, 3, 4, 5, 1, 2], frames=200)
-    one = Prefixes.empty(said)
-    other = one.extended(torch.tensor([1])).extended(torch.tensor([2])).extended(torch.tensor([3]))
-    together = Prefixes.joined([other, one, other.extended(torch.tensor([4]))])
-    for row, alone in enumerate([other, one, other.extended(torch.tensor([4]))]):
-        torch.testing.assert_close(together.extensions()[row], alone.extensions()[0], atol=1e-6, rtol=0)
-        torch.testing.assert_close(together.ends()[row], alone.ends()[0], atol=1e-6, rtol=0)
+    alone, together = Prefixes(said), Prefixes(said)
+    texts_ = [(1, 2, 3), (2,), (1, 2, 3, 4)]
+    apart = [number_of(alone, text) for text in texts_]
+    third = number_of(together, texts_[0])
+    numbers = [third, *together.longer([0, third], [2, 4])]
+    for one, other in zip(apart, numbers):
+        assert alone.scores[one].tolist() == pytest.approx(together.scores[other].tolist(), abs=1e-6)
+    torch.testing.assert_close(alone.ends(apart), together.ends(numbers), atol=1e-6, rtol=0)
 
 
 class Words:
@@ -183,8 +195,8 @@ def test_a_token_is_heard_letter_by_letter(search, weight):
     assert tuple(found.tokens) == best and found.score == pytest.approx(totals[best], rel=1e-5)
 
 
-def running(total, *spelled, tokens=(), places=None):
-    return Running(total, 0.0, tokens, torch.arange(0), None, spelled[-1:] if places is None else places, spelled)
+def running(total, prefix, place, length=2, tokens=()):
+    return Running(total, 0.0, tokens, torch.arange(0), (prefix, place), length)
 
 
 def test_who_survives(monkeypatch):
@@ -194,11 +206,11 @@ def test_who_survives(monkeypatch):
     assert survivors(stack, [], -100.0, beam=8, ahead=0.5) == [best, other]  # of one text the best way to write it
     assert survivors(stack, [], -100.0, beam=1, ahead=0.5) == [best]
     assert survivors(stack, [], -6.5, beam=8, ahead=0.5) == [best]  # a finished one is better
-    further = running(-6.0, *range(10))  # eight units further on for a nat
+    further = running(-6.0, 7, 1, length=10)  # eight units further on for a nat
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.4) == [best]  # as if it were at -2.8 here
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.6) == []
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.0) == [best, other]
-    comma, stop = (running(-5.5, 1, 2, tokens=(9, mark), places=()) for mark in (7, 8))
+    comma, stop = (running(-5.5, 4, 0, tokens=(9, mark)) for mark in (7, 8))
     assert survivors([comma, best, stop], [], -100.0, beam=8, ahead=0.5) == [best, comma, stop]  # marks differ in what may follow
 
 
@@ -355,11 +367,9 @@ def test_frames_that_surely_say_nothing_change_no_prefix_score():
         for units in ([1], [1, 1], [2, 1, 3]):
             ends = []
             for heard_ in (short, whole):
-                prefixes = Prefixes.empty(heard_).select(torch.tensor([row]))
-                for unit in units:
-                    place = heard_.units_bp[row].tolist().index(unit) + 1
-                    prefixes = prefixes.extended(torch.tensor([place]))
-                ends.append(float(prefixes.ends()))
+                prefixes = Prefixes(heard_)
+                number = number_of(prefixes, [heard_.units_bp[row].tolist().index(unit) + 1 for unit in units], row)
+                ends.append(float(prefixes.ends([number])))
             assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 
 

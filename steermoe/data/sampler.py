@@ -10,25 +10,26 @@ from typing import Sequence
 import numpy as np
 
 
-def cut_batches(ranked: list[int], lengths: list[int], batch_frames: int, max_batch: int) -> list[list[int]]:
+def cut_batches(ranked: Sequence[int], lengths: list[int], batch_frames: int, max_batch: int) -> list[list[int]]:
     """Cuts a ranking into batches: longest utterance x utterances <= batch_frames, at most max_batch, at least 1 utterance.
 
     ranked: indices into `lengths` (input frames), neighbours of about equal length. Every index comes as often as it is ranked.
     """
+    ranked_n, max_batch = np.asarray(ranked, dtype=np.int64), max(min(max_batch, batch_frames), 1)
+    lengths_n = np.asarray(lengths, dtype=np.int64)[ranked_n]
     batches: list[list[int]] = []
-    longest = 0
-    for index in ranked:
-        longest = max(longest, lengths[index])
-        if not batches or len(batches[-1]) == max_batch or longest * (len(batches[-1]) + 1) > batch_frames:
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(index)
+    begin = 0
+    while begin < len(ranked_n):
+        longest_n = np.maximum.accumulate(lengths_n[begin : begin + max_batch])
+        fitting = int(np.searchsorted(longest_n * np.arange(1, len(longest_n) + 1), batch_frames, "right"))
+        batches.append(ranked_n[begin : begin + max(fitting, 1)].tolist())
+        begin += len(batches[-1])
     return batches
 
 
 def sorted_batches(lengths: list[int], batch_frames: int, max_batch: int) -> list[list[int]]:
     """For decoding and validation: by length, ties as they come, longest batch first (so that memory fails early)."""
-    return cut_batches(np.argsort(lengths, kind="stable").tolist(), lengths, batch_frames, max_batch)[::-1]
+    return cut_batches(np.argsort(lengths, kind="stable"), lengths, batch_frames, max_batch)[::-1]
 
 
 def draw(weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
@@ -49,7 +50,7 @@ def epoch_batches(
     drawn = np.arange(len(lengths)) if weights is None else draw(weights, seed, epoch)
     # A jitter of up to 10 % of the length lets utterances meet others while a batch stays nearly unpadded.
     jittered = np.asarray(lengths)[drawn] * rng.uniform(0.9, 1.0, len(drawn))
-    batches = cut_batches(drawn[np.argsort(jittered, kind="stable")].tolist(), lengths, batch_frames, max_batch)
+    batches = cut_batches(drawn[np.argsort(jittered, kind="stable")], lengths, batch_frames, max_batch)
     return [batches[index] for index in rng.permutation(len(batches))]
 
 

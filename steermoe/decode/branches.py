@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from steermoe.decode.cache import written
 from steermoe.decode.search import Decoding
 from steermoe.errors import UserError
 from steermoe.merge import Merged
@@ -59,16 +60,8 @@ class BranchLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         begin, reading_rl = self.branches.held, self.branches.reading_rl
-        self.keys, self.values = self._written(self.keys, key_states, begin), self._written(self.values, value_states, begin)
+        self.keys, self.values = (written(held, new[:, :, 0], begin) for held, new in ((self.keys, key_states), (self.values, value_states)))
         return self.keys[reading_rl].transpose(1, 2), self.values[reading_rl].transpose(1, 2)
-
-    @staticmethod
-    def _written(held_nge: Tensor, new_rg1e: Tensor, begin: int) -> Tensor:
-        end = begin + len(new_rg1e)
-        if end > len(held_nge):
-            held_nge = torch.cat([held_nge, held_nge.new_empty(max(end - len(held_nge), len(held_nge)), *held_nge.shape[1:])])
-        held_nge[begin:end] = new_rg1e[:, :, 0]
-        return held_nge
 
     def get_seq_length(self) -> int:
         reading_rl = self.branches.reading_rl

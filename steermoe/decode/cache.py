@@ -8,6 +8,7 @@ Shape legend: B rows, G heads of keys and values, S places, E width of a head.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -54,3 +55,12 @@ def roomy_cache(config) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def written(held_n: Tensor, new_r: Tensor, begin: int) -> Tensor:
+    """The tensor with rows written from `begin` on, or where it is too short a copy with room for as many again."""
+    end = begin + len(new_r)
+    if end > len(held_n):
+        held_n = torch.cat([held_n, held_n.new_empty(end, *held_n.shape[1:])])
+    held_n[begin:end] = new_r
+    return held_n

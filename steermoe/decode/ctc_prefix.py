@@ -1,7 +1,7 @@
 """CTC prefix scores: how probable it is that what is said begins with a given row of units, over all alignments.
 
-Shape legend: B utterances, R prefixes (of any of them), U frames, W frames of a window, P places: 0 the blank, then the units that may have been heard
-in an utterance. All log probabilities are natural and float64.
+Shape legend: B utterances, N prefixes (of any of them), R of these, U frames, W frames of a window, P places: 0 the blank, then the units
+that may have been heard in an utterance. All log probabilities are natural and float64.
 Source: Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", section III-B; Graves 2012,
 "Supervised Sequence Labelling with Recurrent Neural Networks", section 7.5.
 """
@@ -12,10 +12,12 @@ import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steermoe.ctc import BLANK
+from steermoe.decode.cache import written
 from steermoe.masks import length_mask
 
 NEVER = -1e9  # log probability of what cannot be; finite, so that differences stay numbers
@@ -23,7 +25,6 @@ NEAR = 4  # units of a frame that get a place
 FAR = 60.0  # nat below a prefix's likeliest frame: it has not been said there
 LINGER = 8  # frames that a unit may sound; where it goes on, more are looked at
 FADED = 20.0  # nat below a unit's likeliest frame: it does not sound any more
-ROWS = ("rows_r", "last_r", "begin_r", "silent_rw", "spoken_rw")
 SURE = 0.99  # a blank of this probability says nothing: of such frames in a row one is kept
 
 
@@ -38,8 +39,12 @@ class Heard:
 
     @functools.cached_property
     def blanks_bu(self) -> Tensor:
-        """(B, U): log p(the frames up to u say nothing)."""
-        return self.logprobs_bup[..., BLANK].cumsum(1)
+        """(B, U + 1): log p(the frames before u say nothing)."""
+        return torch.nn.functional.pad(self.logprobs_bup[..., BLANK].cumsum(1), (1, 0))
+
+    @functools.cached_property
+    def probs_bup(self) -> Tensor:
+        return self.logprobs_bup.exp()
 
 
 def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE, temperature: float = 1.0) -> Heard:
@@ -65,116 +70,105 @@ def hear(scores_buc: Tensor, lens_b: Tensor, sure: float = SURE, temperature: fl
     return Heard(torch.where(inside_bu[..., None], logprobs_bup, certainly_blank).cpu(), units_bp.cpu())
 
 
-@dataclass
 class Prefixes:
-    """R rows of units with CTC's forward variables: log probabilities that the frames up to u say the row, ending in its last unit
-    (`spoken_rw`) or in a blank (`silent_rw`), for the W frames from `begin_r` on that matter: before them the row cannot have been said,
-    and behind them only blanks follow. rows_r: the utterance of each; last_r: the place of its last unit, 0 for none.
+    """The beginnings of what is said that a search asks for, each computed once. They have numbers: b is that of no unit in utterance b,
+    and one that is new gets the next. lens: units of each; scores: (P,) of each, log p(what is said begins with it and this place's
+    unit), NEVER for the blank's place.
+
+    Of each are held CTC's forward variables, log probabilities that the frames up to u say it (`said`) and that a blank is then the
+    last (`silent`), for the frames `first` to `held` around which it may have been said: before them it cannot have been, and behind
+    them only blanks follow, up to `final` likely ones. Frame -1 is before the first. frames_held: those of all together.
     """
 
-    heard: Heard
-    rows_r: Tensor
-    last_r: Tensor
-    begin_r: Tensor
-    silent_rw: Tensor
-    spoken_rw: Tensor
+    def __init__(self, heard: Heard):
+        self.heard, count = heard, len(heard.logprobs_bup)
+        self.lens: list[int] = []
+        self.scores: list[np.ndarray] = []
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._states_n6 = torch.zeros(0, 6, dtype=torch.long)  # row of the utterance, place of the last unit, first, held, final, shift
+        self._values_n2 = heard.logprobs_bup.new_zeros(0, 2)  # said and silent of all frames held: a prefix's frame u is at u + shift
+        self.frames_held = 0
+        rows_b, nothing_b1 = torch.arange(count), heard.logprobs_bup.new_zeros(count, 1)
+        self._add([0] * count, rows_b, torch.full_like(rows_b, BLANK), torch.full((count, 1), -1), nothing_b1, nothing_b1)
 
-    @classmethod
-    def empty(cls, heard: Heard) -> "Prefixes":
-        """One for every utterance, of no unit."""
-        silent_bw = heard.logprobs_bup[:, :1, BLANK]
-        rows_r = torch.arange(len(silent_bw), device=silent_bw.device)
-        return cls(heard, rows_r, torch.full_like(rows_r, BLANK), torch.zeros_like(rows_r), silent_bw, torch.full_like(silent_bw, NEVER))
+    def longer(self, numbers: list[int], places: list[int]) -> list[int]:
+        """The numbers of these prefixes with one place's unit more each; BLANK's place adds nothing."""
+        asked = list(zip(numbers, places, strict=True))
+        if new := [one for one in dict.fromkeys(asked) if one[1] != BLANK and one not in self._numbers]:
+            self._numbers.update(zip(new, range(len(self.lens), len(self.lens) + len(new))))
+            self._extend(*torch.tensor(new).T)
+        return [number if place == BLANK else self._numbers[number, place] for number, place in asked]
 
-    @classmethod
-    def joined(cls, parts: list["Prefixes"]) -> "Prefixes":
-        """The rows of all, in order."""
-        width = max(part.silent_rw.shape[1] for part in parts)
-        parts = [part._widened(width) for part in parts]
-        return cls(parts[0].heard, *(torch.cat([getattr(part, name) for part in parts]) for name in ROWS))
+    def ends(self, numbers: list[int]) -> Tensor:
+        """(R,): log p(the whole utterance says the prefix and no more)."""
+        last_r1 = torch.full((len(numbers), 1), self.heard.logprobs_bup.shape[1] - 1)
+        return self._at(self._states_n6[numbers], last_r1)[0][:, 0]
 
-    def select(self, sources_s: Tensor) -> "Prefixes":
-        """These rows (any order, repeats allowed), as they are."""
-        return Prefixes(self.heard, *(getattr(self, name)[sources_s] for name in ROWS))
-
-    def ends(self) -> Tensor:
-        """(R,): log p(the whole utterance says the row and no more)."""
-        return torch.logaddexp(*self._at(torch.full_like(self.begin_r, self.heard.logprobs_bup.shape[1] - 1)[:, None]))[:, 0]
-
-    def extensions(self) -> Tensor:
-        """(R, P): log p(what is said begins with the row and this place's unit); NEVER for the blank's place."""
-        frames_rw = self._frames(0)
-        everywhere_rw, after_blank_rw = self._before(frames_rw)
-        logprobs_rwp = self.heard.logprobs_bup[self.rows_r[:, None], frames_rw]
-        scores_rp = torch.logsumexp(everywhere_rw[..., None] + logprobs_rwp, 1)
-        last_r1 = self.last_r[:, None]
-        repeated_rw = logprobs_rwp.gather(2, last_r1[..., None].expand(-1, frames_rw.shape[1], 1))[..., 0]
-        scores_rp = scores_rp.scatter(1, last_r1, torch.logsumexp(after_blank_rw + repeated_rw, 1, keepdim=True))
-        scores_rp[:, BLANK] = NEVER
-        return scores_rp
-
-    def extended(self, places_r: Tensor) -> "Prefixes":
-        """Each row with one place's unit more."""
-        lingers, count = LINGER, self.heard.logprobs_bup.shape[1]
+    def _extend(self, numbers_r: Tensor, places_r: Tensor) -> None:
+        states_r6, logprobs_bup, lingers = self._states_n6[numbers_r], self.heard.logprobs_bup, LINGER
+        rows_r, last_r = states_r6[:, 0], states_r6[:, 1]
         while True:
-            frames_rw = self._frames(lingers)
+            frames_rw = self._frames(states_r6, lingers)
+            said_rw, silent_rw = self._at(states_r6, frames_rw - 1)
+            entered_rw = torch.where((last_r == places_r)[:, None], silent_rw, said_rw)
             # spoken_u = (spoken_(u-1) + entered_u) p_u and silent_u = (silent_(u-1) + spoken_(u-1)) blank_u, solved for all u at once.
-            spoken_rw = _decaying_sum(self._entered(frames_rw, places_r), self._of(frames_rw, places_r))
-            if frames_rw.shape[1] == count or bool((spoken_rw[:, -1] < spoken_rw.max(1).values - FADED).all()):
+            spoken_rw = _decaying_sum(entered_rw, logprobs_bup[rows_r[:, None], frames_rw, places_r[:, None]])
+            if frames_rw.shape[1] == logprobs_bup.shape[1] or bool((spoken_rw[:, -1] < spoken_rw.max(1).values - FADED).all()):
                 break
             lingers *= 4
         ended_rw = torch.nn.functional.pad(spoken_rw, (1, 0), value=NEVER)[:, :-1]
-        silent_rw = _decaying_sum(ended_rw, self._of(frames_rw, torch.full_like(places_r, BLANK)))
-        return Prefixes(self.heard, self.rows_r, places_r, frames_rw[:, 0], silent_rw, spoken_rw)
+        silent_rw = _decaying_sum(ended_rw, logprobs_bup[rows_r[:, None], frames_rw, BLANK])
+        lens = [self.lens[number] + 1 for number in numbers_r.tolist()]
+        self._add(lens, rows_r, places_r, frames_rw, torch.logaddexp(silent_rw, spoken_rw), silent_rw)
 
-    def _of(self, frames_rw: Tensor, places_r: Tensor) -> Tensor:
-        """(R, W): log probabilities of one place in each row's utterance."""
-        return self.heard.logprobs_bup[self.rows_r[:, None], frames_rw, places_r[:, None]]
-
-    def _at(self, frames_rw: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, W) each: the forward variables `silent` and `spoken` at these frames, -1 being before the first."""
-        width = self.silent_rw.shape[1]
-        inside_rw = frames_rw - self.begin_r[:, None]
-        known_rw = inside_rw.clamp(0, width - 1)
-        silent_rw, spoken_rw = self.silent_rw.gather(1, known_rw), self.spoken_rw.gather(1, known_rw)
-        early_rw, late_rw = inside_rw < 0, inside_rw >= width
-        blanks_bu = self.heard.blanks_bu
-        rows_r1, end_r1 = self.rows_r[:, None], self.begin_r[:, None] + width - 1
-        waited_rw = blanks_bu[rows_r1, frames_rw.clamp(min=0)] - blanks_bu[rows_r1, end_r1]
-        silent_rw = torch.where(late_rw, torch.logaddexp(silent_rw, spoken_rw) + waited_rw, silent_rw)
-        spoken_rw = spoken_rw.masked_fill(early_rw | late_rw, NEVER)
-        nothing_r1 = torch.where(self.last_r == BLANK, 0.0, NEVER).to(silent_rw)[:, None]
-        return torch.where(early_rw, torch.where(frames_rw < 0, nothing_r1, NEVER), silent_rw), spoken_rw
-
-    def _before(self, frames_rw: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, W) each: log p(the frames before u say the row), and the same with a blank at the end, for the last unit's return."""
-        silent_rw, spoken_rw = self._at(frames_rw - 1)
-        return torch.logaddexp(silent_rw, spoken_rw), silent_rw
-
-    def _entered(self, frames_rw: Tensor, places_r: Tensor) -> Tensor:
-        """(R, W): log p(the frames before u say the row, and this unit may begin at u)."""
-        everywhere_rw, after_blank_rw = self._before(frames_rw)
-        return torch.where((self.last_r == places_r)[:, None], after_blank_rw, everywhere_rw)
-
-    def _frames(self, more: int) -> Tensor:
-        """(R, W): the frames at which a next unit may begin, and `more` behind the last of them."""
-        count, width = self.heard.logprobs_bup.shape[1], self.silent_rw.shape[1]
-        total_rw = torch.logaddexp(self.silent_rw, self.spoken_rw)
-        likely_rw = total_rw > total_rw.max(1, keepdim=True).values - FAR
-        first_r = torch.where(self.last_r == BLANK, 0, self.begin_r + likely_rw.int().argmax(1))
-        last_r = self.begin_r + width - 1 - likely_rw.flip(1).int().argmax(1)
+    def _add(self, lens: list[int], rows_r: Tensor, places_r: Tensor, frames_rw: Tensor, said_rw: Tensor, silent_rw: Tensor) -> None:
+        """Holds what is likely of a window of forward variables."""
+        likely_rw = said_rw > said_rw.max(1, keepdim=True).values - FAR
+        first_r = frames_rw[:, 0] + likely_rw.int().argmax(1)
+        held_r = frames_rw[:, -1] - likely_rw.flip(1).int().argmax(1)
         # Where it is likely up to the window's end, it may go on in blanks: as far as these are likely.
-        blanks_bu, end_r = self.heard.blanks_bu, self.begin_r + width - 1
-        floor_r = blanks_bu[self.rows_r, end_r] + total_rw.max(1).values - FAR - total_rw[:, -1]
-        waited_r = (blanks_bu[self.rows_r] > floor_r[:, None]).sum(1)  # falling: the number of frames above the floor
-        last_r = torch.where(likely_rw[:, -1], waited_r.clamp(min=1) - 1, last_r)
-        length = min(int((last_r - first_r).max()) + 2 + more, count)
-        return first_r.clamp(max=count - length)[:, None] + torch.arange(length, device=first_r.device)
+        blanks_bu, end_r = self.heard.blanks_bu, frames_rw[:, -1]
+        floor_r = blanks_bu[rows_r, end_r + 1] + said_rw.max(1).values - FAR - said_rw[:, -1]
+        waited_r = (blanks_bu[rows_r] > floor_r[:, None]).sum(1) - 2  # falling: the number of frames above the floor, -1 among them
+        final_r = torch.where(likely_rw[:, -1], waited_r.maximum(end_r), held_r)
+        counts_r = held_r - first_r + 1
+        shift_r = self.frames_held + counts_r.cumsum(0) - counts_r - first_r
+        within_rw = (frames_rw >= first_r[:, None]) & (frames_rw <= held_r[:, None])
+        self._values_n2 = written(self._values_n2, torch.stack([said_rw[within_rw], silent_rw[within_rw]], 1), self.frames_held)
+        self.frames_held += int(counts_r.sum())
+        states_r6 = torch.stack([rows_r, places_r, first_r, held_r, final_r, shift_r], 1)
+        self._states_n6 = written(self._states_n6, states_r6, len(self.lens))
+        self.lens += lens
+        self.scores.extend(self._extensions(states_r6).numpy())
 
-    def _widened(self, width: int) -> "Prefixes":
-        begin_r = self.begin_r.clamp(max=self.heard.logprobs_bup.shape[1] - width)
-        frames_rw = begin_r[:, None] + torch.arange(width, device=begin_r.device)
-        return Prefixes(self.heard, self.rows_r, self.last_r, begin_r, *self._at(frames_rw))
+    def _extensions(self, states_r6: Tensor) -> Tensor:
+        """(R, P): what `scores` says."""
+        frames_rw = self._frames(states_r6, 0)
+        said_rw, silent_rw = self._at(states_r6, frames_rw - 1)
+        rows_r1, last_r1 = states_r6[:, :1], states_r6[:, 1:2]
+        top_r1 = said_rw.max(1, keepdim=True).values
+        scores_rp = torch.einsum("rw,rwp->rp", (said_rw - top_r1).exp(), self.heard.probs_bup[rows_r1, frames_rw]).log() + top_r1
+        # The last unit may come again only behind a blank.
+        again_r1 = torch.logsumexp(silent_rw + self.heard.logprobs_bup[rows_r1, frames_rw, last_r1], 1, keepdim=True)
+        scores_rp = scores_rp.scatter(1, last_r1, again_r1).clamp(min=NEVER)
+        scores_rp[:, BLANK] = NEVER
+        return scores_rp
+
+    def _at(self, states_r6: Tensor, frames_rw: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, W) each: `said` and `silent` at these frames."""
+        row_r1, _, first_r1, held_r1, _, shift_r1 = states_r6.T[..., None]
+        said_rw, silent_rw = self._values_n2[frames_rw.clamp(first_r1, held_r1) + shift_r1].unbind(-1)
+        blanks_bu = self.heard.blanks_bu
+        said_rw = said_rw + (blanks_bu[row_r1, frames_rw + 1] - blanks_bu[row_r1, held_r1 + 1]).clamp(max=0.0)
+        silent_rw = torch.where(frames_rw > held_r1, said_rw, silent_rw)
+        early_rw = frames_rw < first_r1
+        return said_rw.masked_fill(early_rw, NEVER), silent_rw.masked_fill(early_rw, NEVER)
+
+    def _frames(self, states_r6: Tensor, more: int) -> Tensor:
+        """(R, W): the frames at which a next unit may begin, and `more` behind the last of them."""
+        first_r, final_r, count = states_r6[:, 2], states_r6[:, 4], self.heard.logprobs_bup.shape[1]
+        length = min(int((final_r - first_r).max()) + 1 + more, count)
+        return (first_r + 1).clamp(max=count - length)[:, None] + torch.arange(length)
 
 
 def _decaying_sum(entered_su: Tensor, kept_su: Tensor) -> Tensor:
