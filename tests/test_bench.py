@@ -160,11 +160,15 @@ def bench(capsys, *words) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "variants"), [("score --utterances 50", "ours|ours, counts only"), ("load", "ours|imports|transformers")]
+    ("command", "variants", "note"),
+    [
+        ("score --utterances 50", "ours|ours, counts only", "50 utterances"),
+        ("load", "ours|imports|transformers", "the call of load_model: "),
+    ],
 )
-def test_whole_commands_take_turns(real_models, capsys, command, variants):
+def test_whole_commands_take_turns(real_models, capsys, command, variants, note):
     printed = bench(capsys, *command.split())
-    assert all(f"| {variant} | " in printed for variant in variants.split("|"))
+    assert all(f"| {variant} | " in printed for variant in variants.split("|")) and note in printed
 
 
 def test_a_trained_adapter_searches_in_each_of_its_ways(tiny_config, tmp_path, capsys):

@@ -33,7 +33,7 @@ OURS = "ours"
 
 
 def add_options(parser) -> None:
-    parser.add_argument("--utterances", type=int, default=60, help="of the invented corpus")
+    parser.add_argument("--utterances", type=int, default=600, help="of the invented corpus")
     parser.add_argument("--data", type=Path, help="a Kaldi data directory with utt2dur instead of the invented corpus")
 
 
