@@ -10,20 +10,19 @@ from typing import Sequence
 import numpy as np
 
 
-def cut_batches(ranked: Sequence[int], lengths: list[int], batch_frames: int, max_batch: int) -> list[list[int]]:
+def cut_batches(ranked: np.ndarray, lengths: list[int], batch_frames: int, max_batch: int) -> list[list[int]]:
     """Cuts a ranking into batches: longest utterance x utterances <= batch_frames, at most max_batch, at least 1 utterance.
 
     ranked: indices into `lengths` (input frames), neighbours of about equal length. Every index comes as often as it is ranked.
     """
-    ranked_n, max_batch = np.asarray(ranked, dtype=np.int64), max(min(max_batch, batch_frames), 1)
-    lengths_n = np.asarray(lengths, dtype=np.int64)[ranked_n]
     batches: list[list[int]] = []
-    begin = 0
-    while begin < len(ranked_n):
-        longest_n = np.maximum.accumulate(lengths_n[begin : begin + max_batch])
-        fitting = int(np.searchsorted(longest_n * np.arange(1, len(longest_n) + 1), batch_frames, "right"))
-        batches.append(ranked_n[begin : begin + max(fitting, 1)].tolist())
-        begin += len(batches[-1])
+    longest = 0
+    for index, length in zip(ranked.tolist(), np.asarray(lengths)[ranked].tolist()):
+        longest = max(longest, length)
+        if not batches or len(batches[-1]) == max_batch or longest * (len(batches[-1]) + 1) > batch_frames:
+            batches.append([])
+            longest = length
+        batches[-1].append(index)
     return batches
 
 
