@@ -11,17 +11,18 @@ from tqdm import tqdm
 class Progress:
     """with Progress("dump", total, "utt") as progress: progress.update(1, note="…").
 
-    done: how much was finished by an earlier, interrupted run (not counted in the rate). shown: False prints nothing.
+    done: how much was finished by an earlier, interrupted run (not counted in the rate). shown: False prints nothing. inner: part of
+    another's work; leaves no bar, and no line if it is over before one is due.
     """
 
-    def __init__(self, name: str, total: int, unit: str, done: int = 0, every_s: float = 10.0, shown: bool = True):
+    def __init__(self, name: str, total: int, unit: str, done: int = 0, every_s: float = 10.0, shown: bool = True, inner: bool = False):
         self.name, self.total, self.unit, self.every_s = name, total, unit, every_s
         self.count = self.start_count = done
         self.start = self.last = time.monotonic()
         self.note = ""
-        self.bar, self.shown = None, shown
+        self.bar, self.shown, self.inner = None, shown, inner
         if shown and sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, dynamic_ncols=True)
+            self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, dynamic_ncols=True, leave=not inner)
 
     def update(self, amount: int = 1, note: str = "") -> None:
         self.count += amount
@@ -61,5 +62,5 @@ class Progress:
     def __exit__(self, *exception) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif self.count > self.start_count:
+        elif self.count > self.start_count and not self.inner:
             self._print()

@@ -136,6 +136,14 @@ def test_progress_in_a_log_has_rate_and_time_left(capsys):
     assert line.startswith("dump: 3/4 utt (75 %), ") and "utt/s" in line and "left" in line and line.endswith("loss 3")
 
 
+def test_inner_progress_speaks_only_when_it_takes_long(capsys):
+    for every_s, lines in ((0.0, 2), (60.0, 0)):
+        with Progress("validation", 2, "batch", every_s=every_s, inner=True) as progress:
+            progress.update(1)
+            progress.update(1)
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
 def test_data_lines_must_be_complete_and_agree_with_the_features(tmp_path):
     path = tiny.make_dataset(tmp_path, [50, 60])
     text = path.read_text()

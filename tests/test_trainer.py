@@ -1,6 +1,7 @@
 """Training: parameter groups, schedule, accumulation, validation, early stop, and an exact resume after a kill."""
 
 import copy
+import functools
 import json
 import math
 
@@ -14,6 +15,7 @@ from steermoe.config import OptimConf
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.errors import UserError
 from steermoe.model import SteerMoE
+from steermoe.progress import Progress
 from steermoe.train.events import EventFile
 from steermoe.train.optim import lr_factor, make_optimizer
 from steermoe.train.plots import plot_curves
@@ -132,6 +134,15 @@ def test_best_checkpoint_is_that_of_the_lowest_dev_loss(tiny_config, data, tmp_p
     run.objective = faked
     run.run()
     assert read_metadata(tmp_path / "checkpoints" / "best.safetensors")[1]["step"] == 4
+
+
+def test_a_long_validation_shows_its_progress(tiny_config, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("steermoe.train.trainer.Progress", functools.partial(Progress, every_s=0.0))
+    tiny_config.train_conf.max_batch = 1
+    trainer(tiny_config, data, tmp_path / "exp").validate()
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "validation: 1/2 batch (50 %)", "validation: 2/2 batch (100 %)",
+    ]  # fmt: skip
 
 
 def test_early_stop(tiny_config, data, tmp_path):

@@ -210,11 +210,14 @@ class Trainer:
         self.model.eval()
         total, units, stats, bad = 0.0, 0, Counter(), []
         batches = sorted_batches(self.costs(self.dev_set), conf.batch_frames, conf.max_batch)
-        for indices in batches[self.rank :: self.size]:
-            loss = self.dev_objective(indices)
-            bad += [] if torch.isfinite(loss.total) else [indices]
-            total, units = total + float(loss.total), units + loss.units
-            stats.update(loss.stats)
+        mine = batches[self.rank :: self.size]
+        with Progress("validation", len(mine), "batch", shown=self.rank == 0, inner=True) as progress:
+            for indices in mine:
+                loss = self.dev_objective(indices)
+                bad += [] if torch.isfinite(loss.total) else [indices]
+                total, units = total + float(loss.total), units + loss.units
+                stats.update(loss.stats)
+                progress.update(1)
         total, units, stats = distributed.add_up(total, units, stats)
         bad = sum(distributed.gather(bad), [])
         if bad:
