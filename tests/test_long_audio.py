@@ -18,7 +18,7 @@ def model(real_models):
     if not FOLDER.is_dir():
         pytest.skip("no adapter comes with this copy of the code")
     model = SteerMoE.from_pretrained()
-    model.decode_conf.ctc_weight = 1.0
+    model.decode_conf.ctc_weight = 1.0  # as fast as a stream needs it, where every chunk is read again
     return model
 
 
@@ -33,9 +33,8 @@ def speech(shared_data):
     return utterances
 
 
-def words_differ(first: str, second: str) -> float:
-    """Percent."""
-    return score({"all-1": first}, {"all-1": second}, "word", "english").rate
+def compare(first: str, second: str):
+    return score({"all-1": first}, {"all-1": second}, "word", "english")
 
 
 def joined(speech, pause_s: float) -> np.ndarray:
@@ -46,29 +45,29 @@ def joined(speech, pause_s: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def alone(model, speech):
-    """Percent of words that are wrong when every utterance is decoded by itself, and what was heard."""
-    heard = " ".join(model.transcribe([samples for samples, _ in speech.values()]))
+    """What was said, and how that differs from what is heard when every utterance is decoded by itself."""
     said = " ".join(text for _, text in speech.values())
-    return words_differ(said, heard), heard, said
+    return said, compare(said, " ".join(model.transcribe([samples for samples, _ in speech.values()])))
 
 
 @pytest.mark.parametrize("pause_s", [0.6, 0.0])
 def test_a_long_recording(model, speech, alone, pause_s):
-    rate, heard, said = alone
-    text = model.transcribe(joined(speech, pause_s))
-    assert words_differ(heard, text) < max(rate / 2, 2.0) and words_differ(said, text) < rate + 2.0
+    """Words are heard a little differently among other ones. None are lost, and none come twice."""
+    said, by_itself = alone
+    found = compare(said, model.transcribe(joined(speech, pause_s)))
+    few = 0.01 * found.n  # words; fewer than an utterance or a second's overlap has
+    assert found.d < by_itself.d + few and found.i < by_itself.i + few and found.rate < by_itself.rate + 2.0
 
 
 def test_a_long_recording_in_which_nobody_pauses(model, speech, alone, monkeypatch):
     monkeypatch.setattr("steermoe.data.segment.find_pauses", lambda *_: [])
-    rate, _, said = alone
-    text = model.transcribe(joined(speech, 0.0))
-    assert words_differ(said, text) < rate + 4.0
+    said, by_itself = alone
+    assert compare(said, model.transcribe(joined(speech, 0.0))).rate < by_itself.rate + 4.0
 
 
 def test_a_stream(model, speech, alone):
-    rate, _, said = alone
+    said, by_itself = alone
     samples = joined(speech, 0.6)
     partials = list(model.stream(samples[start : start + 32000] for start in range(0, len(samples), 32000)))
     assert any(partial.new or partial.open for partial in partials[:2])
-    assert words_differ(said, "".join(partial.new for partial in partials)) < rate + 4.0
+    assert compare(said, "".join(partial.new for partial in partials)).rate < by_itself.rate + 4.0
