@@ -3,13 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from steermoe.config import DecodeConf
 from steermoe.ctc import best_units
 from steermoe.decode.ctc_prefix import NEVER, Heard, Prefixes, hear
-from steermoe.decode.joint import Running, joint_search, survivors
+from steermoe.decode.joint import Running, joint_search, leading, survivors
 from steermoe.units import TokenUnits
 
 
@@ -212,6 +213,13 @@ def test_who_survives(monkeypatch):
     assert survivors(stack, [[further]], -100.0, beam=8, ahead=0.0) == [best, other]
     comma, stop = (running(-5.5, 4, 0, tokens=(9, mark)) for mark in (7, 8))
     assert survivors([comma, best, stop], [], -100.0, beam=8, ahead=0.5) == [best, comma, stop]  # marks differ in what may follow
+
+
+def test_candidates_that_would_not_survive_are_not_made(monkeypatch):
+    monkeypatch.setattr("steermoe.decode.joint.GAP", 3.0)
+    rows, lens, ahead = np.array([0, 0, 0, 0, 1]), np.array([3, 3, 5, 6, 3]), np.array([-1.0, -4.5, -4.6, -1.5, -9.0])
+    assert leading(rows, lens, ahead).tolist() == [0, 3, 4]  # 1 is behind one as long, 2 behind a longer one, 4 alone in its row
+    assert leading(rows[:0], lens[:0], ahead[:0]).tolist() == []
 
 
 def test_a_word_that_begins_badly_is_not_given_up_for_one_that_ends_badly(search, monkeypatch):
