@@ -220,8 +220,9 @@ def test_the_load_generator(model, tmp_path):
         host = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "locust", "-f", script, "--headless", "-u", "8", "-r", "8", "-t", "12s", "-H", host]
         for wrong, status in ((False, 0), (True, 1)):
-            lines = [f"{name}\t{'something else' if wrong else text}\n" for name, text in texts.items()]
-            (tmp_path / "texts").write_text("".join(lines))
+            said = list(texts.values())
+            said = [*said[wrong:], *said[:wrong]]  # wrong: everyone expects another recording's text
+            (tmp_path / "texts").write_text("".join(f"{name}\t{text}\n" for name, text in zip(texts, said)))
             options = ["--texts", tmp_path / "texts", "--exclude-tags", "chat"]  # this model does not chat
             done = subprocess.run([*command, *options], capture_output=True, text=True)
             assert done.returncode == status, done.stderr

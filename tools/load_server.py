@@ -34,7 +34,7 @@ HOSTILE = {
     "broken WebM": b"\x1aE\xdf\xa3" + b"\xff" * 5000,
     "too large": b"\0" * (26 * 2**20),
 }
-NEAR = 0.8  # two recordings' texts are further from each other
+NEAR = 0.6  # of the letters
 TEXTS: dict[str, str] = {}
 
 
@@ -77,8 +77,12 @@ class Client(HttpUser):
         return False
 
     def judge(self, answer, found: str, expected: str) -> None:
-        """A letter may differ: in bfloat16 the others of a batch move the last digits."""
-        if difflib.SequenceMatcher(None, found, expected).ratio() > NEAR:
+        """It has to be this recording's text more than any other's. A word may differ: in bfloat16 the others of a batch move the last digits."""
+
+        def nearness(text: str) -> float:
+            return difflib.SequenceMatcher(None, found, text).ratio()
+
+        if nearness(expected) > NEAR and max(TEXTS.values(), key=nearness) == expected:
             answer.success()
         else:
             answer.failure(f"another text: {found[:60]!r}, not {expected[:60]!r}")
