@@ -20,7 +20,7 @@ from serving import Listener, httpx, metric, recording, running, until
 
 from steermoe.serve.app import Server
 from steermoe.serve.batcher import Batcher
-from steermoe.serve.limits import Limits
+from steermoe.serve.limits import ApiError, Limits
 from steermoe.serve.metrics import Metrics
 
 HOST = "http://127.0.0.1"
@@ -241,6 +241,68 @@ def test_audio_that_waits_is_bounded(serve, model):
     model.gate.set()
     first.join()
     second.join()
+
+
+@pytest.fixture()
+def busy(model):
+    """busy(speed, act): what act(batcher) does while a batch is being read, at so many seconds of audio in a second of late."""
+
+    def run(speed, act):
+        async def within():
+            batcher = Batcher(model, Metrics(()), 1000.0)
+            model.gate.clear()
+            batcher.start()
+            try:
+                batcher.speed = speed
+                batcher.read([np.zeros(16000, np.float32)], time.monotonic() + 60)
+                while not model.batches:
+                    await asyncio.sleep(0.01)
+                await act(batcher)
+            finally:
+                model.gate.set()
+                batcher.stop()
+
+        asyncio.run(within())
+
+    return run
+
+
+def test_what_cannot_be_read_in_time_is_refused_at_once(busy):
+    piece = [np.zeros(4 * 16000, np.float32)]
+
+    async def act(batcher):
+        for _ in range(2):
+            batcher.read(piece, time.monotonic() + 30)
+        with pytest.raises(ApiError, match="8 s of audio are waiting") as error:  # 12 s would be read in 24
+            batcher.read(piece, time.monotonic() + 20)
+        assert error.value.status == 429 and error.value.retry_after == pytest.approx(16)
+        batcher.chat(iter([]), time.monotonic() + 60)  # takes half of the time
+        with pytest.raises(ApiError, match="are waiting"):
+            batcher.read(piece, time.monotonic() + 30)
+
+    busy(0.5, act)
+
+
+def test_the_first_that_waits_may_take_long(busy):
+    async def act(batcher):
+        batcher.read([np.zeros(4 * 16000, np.float32)], time.monotonic() + 3)
+
+    busy(0.5, act)
+
+
+def test_batches_grow_with_what_waits(busy, model):
+    """A quarter of fifteen pieces of 2 s is read at once, though the model is slow."""
+
+    async def act(batcher):
+        jobs = [batcher.read([np.zeros(2 * 16000, np.float32)], time.monotonic() + 300) for _ in range(15)]
+        await asyncio.sleep(1.0)  # the first batch takes so long
+        model.gate.set()
+        for job in jobs:
+            async for _ in job:
+                pass
+
+    busy(0.5, act)
+    assert model.batches[:2] == [1, 3]
 
 
 def test_a_request_has_its_time(serve, model):

@@ -20,7 +20,8 @@ from steermoe.transcript import Segment
 
 SAMPLE_RATE = 16000
 FRAMES_PER_SECOND = 100  # what decode_conf.batch_frames counts
-BATCH_S = 4.0  # what comes meanwhile has to wait: batches are as large as can be read in about so many seconds
+BATCH_S = 4.0  # what comes meanwhile has to wait: batches are as large as can be read in about so many seconds,
+CROWD = 0.25  # or a quarter of all that waits: a search does many utterances in little more time than one
 CHATS = 4  # written at once, others wait: each holds the LLM's keys and values of its whole conversation
 
 
@@ -111,15 +112,17 @@ class Batcher:
             job.put("error", ApiError(503, "the server is being stopped", retry_after=10))
 
     def read(self, pieces: Sequence[np.ndarray], deadline: float, timed: bool = False) -> Reading:
-        """ApiError 429 if too much audio waits already."""
+        """ApiError 429 if too much audio waits already, or more than can be read before the deadline."""
         reading = Reading(pieces, deadline, timed)
         if not pieces:
             reading.put("end")
             return reading
         with self.wake:
             waiting = sum(other.seconds for other in self.readings)
-            if waiting + reading.seconds > self.waiting:
-                wait = min(max(waiting / self.speed, 1.0), 60.0)
+            turns = 2 if self.chats else 1  # chats get half of the time
+            late = turns * (waiting + reading.seconds) / self.speed > deadline - time.monotonic()
+            if waiting and late or waiting + reading.seconds > self.waiting:
+                wait = min(max(turns * waiting / self.speed, 1.0), 60.0)
                 raise ApiError(429, f"{waiting:.0f} s of audio are waiting: try again later", code="queue_full", retry_after=wait)
             self._add(self.readings, reading)
         return reading
@@ -182,7 +185,8 @@ class Batcher:
     def _batch(self) -> list[tuple[Reading, np.ndarray]]:
         """Of every reading its next piece in turn, until a batch is full."""
         conf, batch, longest = self.model.decode_conf, [], 0
-        most = min(conf.batch_frames / FRAMES_PER_SECOND, self.speed * BATCH_S)  # seconds of audio
+        waiting = sum(reading.seconds for reading in self.readings)
+        most = min(conf.batch_frames / FRAMES_PER_SECOND, max(self.speed * BATCH_S, waiting * CROWD))  # seconds of audio
         while self.readings and len(batch) < conf.max_batch:
             longest = max(longest, len(self.readings[0].pieces[0]))
             if batch and longest * (len(batch) + 1) / SAMPLE_RATE > most:
