@@ -81,7 +81,8 @@ def test_every_condition_by_the_adapter_and_the_own_decoder(recipe, capsys):
     main(QUICK)
     out, err = capsys.readouterr()
     folder = recipe / "exp/tiny/robustness/test"
-    assert out.strip() == (folder / "RESULTS.md").read_text().strip() and "seed 1" in out and "adapter of step 7" in out
+    assert out.strip() == (folder / "RESULTS.md").read_text().strip() and out.startswith("# Robustness of tiny on test\n")
+    assert "seed 1" in out and "adapter of step 7" in out
     assert f"utils/robustness.sh {' '.join(QUICK)}" in out and "max_tokens: 4" in out and re.search(r"- git \w+", out)
     assert conditions(err) == [(system, name) for system in ("adapter", "own") for name in SPEECH + NOBODY]
     found = rows(out)

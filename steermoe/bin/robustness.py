@@ -41,7 +41,7 @@ def main(argv=None) -> None:
     facts = {
         "made_by": f"utils/robustness.sh {shlex.join(words)}",
         "seed": args.seed,
-        "adapter": {"exp": str(args.exp), "step": metadata.get("step"), "sha256": sha256_file(file)},
+        "adapter": {"exp": args.exp.name, "step": metadata.get("step"), "sha256": sha256_file(file)},
         "config": config.to_dict(),
     }
     config.encoder_conf["model"] = args.encoder_model or beside(file, config.encoder_conf["model"])
