@@ -207,10 +207,14 @@ def test_dump_with_a_task_requeued_half_way_equals_the_local_one(recipe):
     process = recipe.verb("dump", "dump/log/dump.JOB.log", 3, *words, "dump")
     wait_for(lambda: "b-2" in read.read_text(), 100, "the second utterance of job 2")
     task = f"{recipe.id_of('dump/log/dump.JOB.log')}_2"
+    runs = lambda: subprocess.run(["pgrep", "-f", r"slurmstepd: \["], stdout=subprocess.DEVNULL).returncode == 0  # noqa: E731
+    assert runs()
     recipe.cluster.ask("scontrol", "requeue", task)
     wait_for(lambda: recipe.cluster.states().get(task) == "PENDING", what="the task to be queued again")
     (recipe.folder / "gate").unlink()
-    recipe.cluster.ask("scontrol", "update", f"JobId={task}", "StartTime=now")  # Slurm itself would wait two minutes
+    # Slurm itself would wait two minutes, since it does not start a task anew that has not quite ended.
+    wait_for(lambda: not runs(), what="the task to be gone")
+    recipe.cluster.ask("scontrol", "update", f"JobId={task}", "StartTime=now")
     status, screen = recipe.end(process)
     assert status == 0, screen
     assert sorted(read.read_text().split()) == sorted([*UTTS, "b-2"])  # b-1 was there already, b-2 was begun twice
