@@ -98,7 +98,7 @@ def serve(tiny_model, tiny_config, monkeypatch):
     monkeypatch.setattr("steermoe.serve.words.word_times", times)
     tiny_config.data_conf.max_seconds = 4.0
     model = SteerMoE(tiny_model, tiny_config)
-    monkeypatch.setattr(model, "_read", lambda samples, conf: [toneme.listen(samples_n) for samples_n in samples])
+    monkeypatch.setattr(model, "_read", lambda samples, conf, heard=None: [toneme.listen(samples_n) for samples_n in samples])
     with contextlib.ExitStack() as stack:
 
         def start(**settings) -> str:
