@@ -118,7 +118,7 @@ class Batcher:
             reading.put("end")
             return reading
         with self.wake:
-            waiting = sum(other.seconds for other in self.readings)
+            waiting = self._seconds_waiting()
             turns = 2 if self.chats else 1  # chats get half of the time
             late = turns * (waiting + reading.seconds) / self.speed > deadline - time.monotonic()
             if waiting and late or waiting + reading.seconds > self.waiting:
@@ -142,9 +142,13 @@ class Batcher:
         if self.stopping or not self.thread.is_alive():
             raise ApiError(503, "the model's thread is not at work", retry_after=10)
         jobs.append(job)
-        self.metrics.waiting.set(sum(reading.seconds for reading in self.readings))
+        self.metrics.waiting.set(self._seconds_waiting())
         self.wake.notify()
         return job
+
+    def _seconds_waiting(self) -> float:
+        """Of audio."""
+        return sum(reading.seconds for reading in self.readings)
 
     def _run(self) -> None:
         while True:
@@ -154,7 +158,7 @@ class Batcher:
                 if self.stopping:
                     return
                 batch, step = self._next()
-                self.metrics.waiting.set(sum(reading.seconds for reading in self.readings))
+                self.metrics.waiting.set(self._seconds_waiting())
             begun = time.monotonic()
             if batch:
                 self._read(batch)
@@ -185,8 +189,8 @@ class Batcher:
     def _batch(self) -> list[tuple[Reading, np.ndarray]]:
         """Of every reading its next piece in turn, until a batch is full."""
         conf, batch, longest = self.model.decode_conf, [], 0
-        waiting = sum(reading.seconds for reading in self.readings)
-        most = min(conf.batch_frames / FRAMES_PER_SECOND, max(self.speed * BATCH_S, waiting * CROWD))  # seconds of audio
+        most = max(self.speed * BATCH_S, self._seconds_waiting() * CROWD)  # seconds of audio
+        most = min(conf.batch_frames / FRAMES_PER_SECOND, most)
         while self.readings and len(batch) < conf.max_batch:
             longest = max(longest, len(self.readings[0].pieces[0]))
             if batch and longest * (len(batch) + 1) / SAMPLE_RATE > most:
