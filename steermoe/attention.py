@@ -1,7 +1,7 @@
 """softmax(Q K' / sqrt(E)) V of frozen layers: torch's fused kernels, but three products where gradients are computed on a CPU.
 
 There the fused kernel takes twice as long, most of it going back: it was 42 % of a training step in bfloat16. On a GPU, and
-where nothing is learnt, it stays.
+where nothing is learnt, it stays; a token's step of decoding gives it the heads that share keys as places, which it computes at once.
 
 Shape legend: B batch, K heads of the queries, G heads of keys and values (a divisor of K), S and T places, E width of a head.
 """
@@ -39,19 +39,31 @@ def products(q_bkse: Tensor, k_bgte: Tensor, v_bgte: Tensor, mask: Tensor | None
     return (weights @ v_bgte).view(batch, heads, places, width)
 
 
+def one_place(q_bk1e: Tensor, k_bgte: Tensor, v_bgte: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """A step of decoding -> (B, 1, K, E). torch's kernel would copy keys and values for every head that shares them, or read them once
+    for each: five times as long for three heads on a CPU.
+    """
+    batch, heads, _, width = q_bk1e.shape
+    grouped_bgqe = q_bk1e.reshape(batch, k_bgte.shape[1], -1, width)
+    found_bgqe = nnf.scaled_dot_product_attention(grouped_bgqe, k_bgte, v_bgte, attn_mask=mask, scale=scale)
+    return found_bgqe.reshape(batch, 1, heads, width)
+
+
 def in_transformers(module, query, key, value, attention_mask, scaling=None, is_causal=None, **settings) -> tuple[Tensor, None]:
     """`attention` in the form of transformers' implementations; what it does not know goes to theirs."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     special = any(settings.get(name) is not None for name in ("softcap", "position_bias", "s_aux", "cache"))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.shape[2] == 1 and not special and not learning_on_cpu(query) and (attention_mask is None or attention_mask.shape[1] == 1):
+        return one_place(query, key, value, attention_mask, scale), None
     if special or not learning_on_cpu(query) or (attention_mask is None and query.shape[2] != key.shape[2]):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **settings
         )
     if attention_mask is None and causal:
         attention_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return products(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as nnf
 
 import tiny
-from steermoe.attention import NAME, attention, products
+from steermoe.attention import NAME, attention, one_place, products
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 
@@ -27,6 +27,16 @@ def test_products_equal_torchs_attention_and_so_do_the_gradients(kind, groups):
     weights = torch.randn_like(found)
     for one, other in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected))):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_a_step_of_decoding_equals_torchs_attention(groups, masked):
+    torch.manual_seed(0)
+    q, k, v = heads(6, 1), heads(groups, 5), heads(groups, 5)
+    mask = (torch.arange(5) >= torch.tensor([[0], [3]]))[:, None, None] if masked else None
+    expected = nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True, scale=0.3)
+    assert torch.allclose(one_place(q, k, v, mask, 0.3), expected.transpose(1, 2), atol=1e-6)
 
 
 def test_a_place_that_attends_to_nothing_is_finite():

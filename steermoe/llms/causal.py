@@ -17,6 +17,7 @@ from steermoe.attention import attend_by_products
 from steermoe.dtypes import resolve_dtype
 from steermoe.errors import UserError
 from steermoe.fetch import find_model, fingerprint
+from steermoe.llms.packed import pack
 from steermoe.llms.quantization import bitsandbytes_config, check_kind, keep_differentiable
 from steermoe.llms.template import PromptTemplate, make_template, stop_tokens
 
@@ -136,6 +137,11 @@ class CausalLM(nn.Module):
     def template(self, prompt: str) -> PromptTemplate:
         """The token ids around the audio for one prompt; see steermoe.llms.template."""
         return make_template(self.tokenizer, prompt, self.chat, self.system)
+
+    def pack(self) -> "CausalLM":
+        """Ready to decode on this device, and no longer to learn through; see steermoe.llms.packed."""
+        pack(self.llm)
+        return self
 
     def stop_ids(self) -> set[int]:
         """Tokens that end an answer: the chat template's own, the tokenizer's and the generation configuration's."""

@@ -19,7 +19,7 @@ import torch
 
 from pair import add_shape_options, answer_tokens, corpus_seconds, make_batch, make_pair
 from references import Authors, Straightforward, pad_feats
-from steermoe.checkpoint import decode_conf_of, load_model
+from steermoe.checkpoint import load_model
 from steermoe.config import DecodeConf
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
@@ -48,7 +48,7 @@ def run(args) -> None:
     seconds = corpus_seconds(args.utterances)
     ours, in_float32 = make_pair(args.shapes, args.device), make_pair(args.shapes, args.device, "float32")
     authors, plain = Authors(in_float32), Straightforward(in_float32)
-    halved = Straightforward(ours)
+    halved = Straightforward(make_pair(args.shapes, args.device) if args.device == "cpu" else ours)  # ours is packed there
     variants = {
         OURS: our_decoding(ours, seconds, args),
         "ours float32": our_decoding(in_float32, seconds, args),
@@ -67,7 +67,7 @@ def run(args) -> None:
 def run_adapter(args) -> None:
     adapter = find_adapter(args.adapter)
     model, config = load_model(adapter, args.device)
-    data, conf = AudioTextDataset(args.data), decode_conf_of(adapter, config)
+    data, conf = AudioTextDataset(args.data), config.decode_conf
     count = min(args.utterances, len(data))
     seconds = [data.entries[index]["duration"] for index in range(count)]
     confs = {GREEDY: replace(conf, beam=1, ctc_weight=0.0)}
@@ -93,6 +93,7 @@ def adapter_decoding(model, batches: list[tuple], conf: DecodeConf) -> Callable[
 
 def our_decoding(model, seconds: list[float], args) -> Callable[[], list]:
     model.eval()
+    model.llm.pack()
     model.llm.stop_ids = set  # a random LLM ends nowhere
     conf = DecodeConf(max_repeats=0)
     costs = [max(round(100 * s), model.encoder.min_frames) for s in seconds]
