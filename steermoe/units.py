@@ -93,7 +93,9 @@ class ByteUnits:
     @staticmethod
     def said(written: bytes, unheard: str) -> bytes:
         """What is heard of text (decode_conf.unheard): small letters, and not these marks; "": all of it."""
-        return bytes(byte for byte in written.lower() if byte not in unheard.encode()) if unheard else written
+        for mark in unheard:  # as whole characters: the bytes of one are never a part of another's
+            written = written.replace(mark.encode(), b"")
+        return written.lower() if unheard else written
 
     def folded(self, scores_buc: Tensor, unheard: str) -> Tensor:
         """Scores (B, U, C + 1) where a capital's probability is the small letter's, and that of a mark of `unheard` the blank's: of an

@@ -10,8 +10,8 @@ import torch
 from steermoe.config import DecodeConf
 from steermoe.ctc import best_units
 from steermoe.decode.ctc_prefix import NEVER, Heard, Prefixes, hear
-from steermoe.decode.joint import Running, joint_search, leading, survivors
-from steermoe.units import TokenUnits
+from steermoe.decode.joint import Running, ends_of_lines, joint_search, leading, survivors
+from steermoe.units import ByteUnits, TokenUnits
 
 
 def heard(frames=5, tokens=2, batch=1, seed=0):
@@ -314,6 +314,24 @@ def test_marks_that_are_not_heard_are_the_llms(monkeypatch, unheard, expected):
     written = sum(float(Written().after(tuple(expected[:at]))[token]) for at, token in enumerate([*expected, 0]))
     heard_ab = math.log(texts(said)[(1, 2)])
     assert found.score == pytest.approx(0.6 * written + 0.4 * heard_ab, rel=1e-5)
+
+
+def test_a_token_that_ends_a_line_may_be_a_mark_too(search, monkeypatch):
+    class Llm:
+        def encode(self, text):
+            return {"\n": [20], "?": [30], "。": [31]}[text]
+
+    units = ByteUnits.__new__(ByteUnits)
+    units.spelling = {20: b"\n", 21: b"?\n", 22: b"a\n", 23: b"\n\n", 24: "。\n\n".encode(), 25: b"?", 26: b"!\n"}
+    assert ends_of_lines(Llm(), units, "?。") == {20: [], 21: [30], 24: [31]} and ends_of_lines(Llm(), units, "") == {20: []}
+    monkeypatch.setattr("steermoe.decode.joint.ends_of_lines", lambda llm, units, unheard: {0: [30]})
+    logprobs = torch.full((1, 4, 3), -12.0, dtype=torch.float64)
+    for frame, place in enumerate([1, 0, 2, 0]):
+        logprobs[0, frame, place] = 0.0
+    said, llm = Heard(logprobs, torch.tensor([[1, 2]])), Words(likes=16)
+    monkeypatch.setattr(llm, "stop_ids", set)
+    (found,) = search(said, Marks(), llm=llm, beam=9, ctc_weight=0.5, unheard=".", context="a line\n")
+    assert found.tokens[-1] == 30 and found.ended == "end"
 
 
 def test_no_two_marks_in_a_row_and_none_in_front(search):

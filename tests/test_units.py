@@ -68,6 +68,12 @@ def test_capitals_and_marks_that_ctc_hears_are_folded(model):
     assert kept[[0, small, comma]].tolist() == pytest.approx([0.1, 0.5, 0.4], rel=1e-5)
 
 
+def test_marks_are_whole_characters():
+    assert ByteUnits.said("Ab。你，".encode(), "。，") == "ab你".encode()
+    assert ByteUnits.said("Ab。".encode(), "") == "Ab。".encode()
+    assert ByteUnits.said("你".encode()[:2], "。") == "你".encode()[:2]  # tokens may be parts of characters
+
+
 def test_marks_that_are_not_heard_need_letters(config, batch):
     config.projector_conf["units"] = "tokens"
     with pytest.raises(UserError, match="decode_conf.unheard: needs CTC on letters, `units: bytes`"):

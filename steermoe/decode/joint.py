@@ -195,6 +195,16 @@ def leading(rows_n: np.ndarray, lens_n: np.ndarray, ahead_n: np.ndarray) -> np.n
     return np.sort(np.concatenate(kept))
 
 
+def ends_of_lines(llm, units, unheard: str) -> dict[int, list[int]]:
+    """The tokens that end a line of text, and the marks that each writes there: Qwen's vocabulary has "?" and the line's end in one."""
+    ends: dict[int, list[int]] = {token: [] for token in llm.encode("\n")}
+    for token, written in units.spelling.items() if units.spells and unheard else ():
+        marks = written.strip()
+        if marks and written.endswith(b"\n") and not units.said(marks, unheard):
+            ends[token] = llm.encode(marks.decode())
+    return ends
+
+
 @torch.inference_mode()
 def joint_search(
     llm, vectors_bqh: Tensor, layout: Merged, heard: Heard, units, max_tokens: list[int], conf: DecodeConf
@@ -202,9 +212,8 @@ def joint_search(
     """The best by (1 - w) LLM + w CTC, w = conf.ctc_weight, of conf.beam hypotheses of every number of units. No length penalty: CTC
     knows the length.
     """
-    weight, stop = conf.ctc_weight, sorted(llm.stop_ids())
-    if conf.context:  # lines of text, each ended by the next one's beginning
-        stop += llm.encode("\n")
+    weight, line_ends = conf.ctc_weight, ends_of_lines(llm, units, conf.unheard) if conf.context else {}
+    stop = [*sorted(llm.stop_ids()), *line_ends]
     llm_branches, prefixes = Branches(llm, vectors_bqh, layout), Prefixes(heard)
     trie = spelling_trie(units, llm_branches.logprobs_bv.shape[-1], conf.unheard)
     marks = torch.tensor(trie.marks, dtype=torch.long, device=llm_branches.logprobs_bv.device)
@@ -219,9 +228,10 @@ def joint_search(
         numbers = prefixes.longer(*zip(*(one.heard for one in batch)))
         written_r = np.array([one.written for one in batch])
         ends = (1 - weight) * (written_r + logprobs_rv[:, stop].logsumexp(-1).cpu().numpy()) + weight * prefixes.ends(numbers).numpy()
-        for row, one, end in zip(rows, batch, ends.tolist()):
+        for source, (row, one, end) in enumerate(zip(rows, batch, ends.tolist())):
             if end > best[row].score:
-                best[row] = Hypothesis(list(one.tokens), end, "end")
+                likeliest = stop[int(logprobs_rv[source, stop].argmax())]
+                best[row] = Hypothesis([*one.tokens, *line_ends.get(likeliest, [])], end, "end")
         for source, (row, one) in enumerate(zip(rows, batch) if len(marks) else []):
             if one.heard[1] != BLANK:  # one mark, behind what has been heard
                 top = logprobs_rv[source, marks].topk(min(MARKS, len(marks)))
