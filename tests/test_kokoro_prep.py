@@ -26,12 +26,17 @@ class Kokoro:
     said = []
     def __init__(self, model_path, voices_path):
         assert open(model_path).read() == "model" and numpy.load(voices_path).files
-    def create(self, text, voice, speed, lang):
-        assert voice.dtype == numpy.float32 and voice.shape == (510, 1, 256)
+    def create(self, text, voice, speed, lang="", is_phonemes=False):
+        assert voice.dtype == numpy.float32 and voice.shape == (510, 1, 256) and bool(lang) != is_phonemes
         self.said.append((text, float(voice[0, 0, 0]), speed, lang))
         return numpy.random.default_rng(0).normal(0, 1, 24000).astype(numpy.float32), 24000
 """
-VOICES = {"af_x": 0.0, "bm_y": 4.0, "zf_z": 100.0}
+MISAKI = """
+class ZHG2P:
+    def __call__(self, text):
+        return f"sounds of {text}", None
+"""
+VOICES = {"af_x": 0.0, "bm_y": 4.0, "zf_z": 100.0, "zm_w": 104.0}
 ONES = "one two three four five six seven eight nine ten".split()
 
 
@@ -54,6 +59,9 @@ def corpus(tmp_path) -> Path:
     (tmp_path / "text").write_text("".join(lines) + "Too short to be one.")
     (tmp_path / "package").mkdir()
     (tmp_path / "package/kokoro_onnx.py").write_text(KOKORO)
+    (tmp_path / "package/misaki").mkdir()
+    (tmp_path / "package/misaki/__init__.py").touch()
+    (tmp_path / "package/misaki/zh.py").write_text(MISAKI)
     return folder
 
 
@@ -101,6 +109,32 @@ def test_the_sentences_number_decides_how_it_is_spoken(prep, corpus, said):
     assert (audio.samplerate, audio.channels, audio.subtype, audio.frames) == (16000, 1, "PCM_16", 16000)
 
 
+def test_mandarin_voices_say_chinese_sentences_and_blend_with_each_other(prep, corpus, said, monkeypatch):
+    lines = [f"今天{a}点，一共{b}个人。\n" for a in "一二三四五六七" for b in "一二三四五六七"]
+    (corpus.parent / "text").write_text("".join(lines) + "太短。\nEnglish is left out. 用ABC写的也是。\n", encoding="utf-8")
+    for name in ("misaki", "misaki.zh"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    prep.mandarin_phonemes.cache_clear()
+    sets = run(prep, corpus, "--hours", "0.003", "--voices", "zf_z zm_w")
+    utterances = [u for found in sets.values() for u in found]
+    assert {u.text for u in utterances} <= {line.strip("。\n").replace("，", "") for line in lines} and len(utterances) == 31
+    heard = said()
+    assert {text for text, *_ in heard} == {f"sounds of {u.text}。" for u in utterances}
+    assert {style for _, style, _, _ in heard} == {100.0, 101.0, 102.0, 103.0, 104.0} and {lang for *_, lang in heard} == {""}
+    prep.mandarin_phonemes.cache_clear()
+    monkeypatch.setitem(sys.modules, "misaki", None)
+    with pytest.raises(UserError, match=r"pip install 'misaki\[zh\]'"):
+        prep.speak(prep.load(corpus), dict.fromkeys(VOICES, np.zeros((510, 1, 256))), prep.Draw("zf_z", "zf_z", 0, 1), "好", corpus / "x.wav")
+
+
+def test_one_text_is_said_for_other_recipes(corpus, said, capsys):
+    say = load_script("kokoro/local/say.py")
+    say.main(["bm_y", "Is it late?", str(corpus / "out.wav"), "--corpus", str(corpus)])
+    assert said() == [("Is it late?", 4.0, 1.0, "en-gb")] and soundfile.info(corpus / "out.wav").frames == 16000
+    with pytest.raises(UserError, match="no English or Mandarin voice 'nobody'"):
+        say.main(["nobody", "x", str(corpus / "out.wav"), "--corpus", str(corpus)])
+
+
 def test_a_draw_follows_from_its_number(prep):
     drawn = prep.draw(3, ["af_x", "bm_y"], sorted(VOICES))
     assert drawn == prep.draw(3, ["af_x", "bm_y"], sorted(VOICES)) != prep.draw(4, ["af_x", "bm_y"], sorted(VOICES))
@@ -132,7 +166,9 @@ def test_what_has_been_spoken_needs_no_synthesiser(prep, corpus, said, monkeypat
     "options, message",
     [
         (["--hours", "0"], "--hours 0: a number over 0"),
-        (["--voices", "af_x zf_z"], "Kokoro has no English voice 'zf_z'; it has af_x, bm_y"),
+        (["--voices", "af_x ef_e"], "Kokoro has no English or Mandarin voice 'ef_e'; it has af_x, bm_y, zf_z, zm_w"),
+        (["--voices", "af_x zf_z"], "English and Mandarin voices have different texts; choose one language at a time"),
+        (["--voices", "zf_z"], "0 sentences of 4 to 30 Chinese characters, 4 are the least; give more with --text"),
         (["--text", "no/novels"], "no/novels: no such file or folder; for Jane Austen's novels run egs/flite's stage -1 first"),
     ],
 )
@@ -147,7 +183,7 @@ def test_what_is_missing_is_named(prep, corpus, said, monkeypatch):
     with pytest.raises(UserError, match=r"kokoro.onnx: no such file; stage -1 \(./run.sh --stage -1\) fetches it"):
         run(prep, corpus)
     monkeypatch.setitem(sys.modules, "kokoro_onnx", None)
-    with pytest.raises(UserError, match="pip install kokoro-onnx"):
+    with pytest.raises(UserError, match="pip install 'kokoro-onnx'"):
         run(prep, corpus)
     for content in (b"", b"no archive", b"\x93NUMPY"):
         (corpus / "voices.npz").write_bytes(content)

@@ -11,10 +11,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=utils/pipeline.sh
 . ../../utils/pipeline.sh
 
-about="synthetic English: Jane Austen (public domain) in blends of the 54 voices of Kokoro-82M (Apache-2.0)"
+about="synthetic English: Jane Austen (public domain) in blends of the 54 voices of Kokoro-82M (Apache-2.0); own text, Mandarin too"
 downloaded=downloads/kokoro
 option hours 0.75 "training speech to make"
-option voices "" "English voices of Kokoro to draw from, as one word; default: all 28"
+option voices "" "English or Mandarin voices of Kokoro to draw from, as one word; default: all 28 English"
 option text ../flite/downloads/flite/austen "plain text files, and folders of them, as one word"
 option sentence_seed 7 "of the order of the sentences"
 

@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from steermoe.data.audio import duration, load_audio
 from steermoe.data.corpus import Sentence
@@ -22,22 +22,24 @@ from steermoe.progress import Progress
 FLITE = "flite -voice {voice} -t {text} -o {wav}"
 
 
-def shuffled_sentences(paths: Sequence[Path], words: range, seed: int, fix: str) -> list[str]:
+def shuffled_sentences(paths: Sequence[Path], words: range, seed: int, fix: str, mandarin: bool = False) -> list[str]:
     """The sentences of plain texts in an order that `seed` gives. fix: what to do about a path that is missing.
 
     UserError for a missing path, and for fewer than four sentences.
     """
-    chosen = sentences(paths, words, fix)
+    chosen = sentences(paths, words, fix, mandarin)
     if len(chosen) < 4:
         where = ", ".join(map(str, paths))
-        wanted = f"sentences of {words[0]} to {words[-1]} words of the letters a to z"
+        wanted = f"sentences of {words[0]} to {words[-1]} {'Chinese characters' if mandarin else 'words of the letters a to z'}"
         raise UserError(f"{where}: {len(chosen)} {wanted}, 4 are the least; give more with --text")
     random.Random(seed).shuffle(chosen)
     return chosen
 
 
-def sentences(paths: Iterable[Path], words: range, fix: str = "") -> list[str]:
-    """Lower-case words and apostrophes only, each sentence once, in the order of the files. A line that is % ends a sentence."""
+def sentences(paths: Iterable[Path], words: range, fix: str = "", mandarin: bool = False) -> list[str]:
+    """Each sentence once, in the order of the files; a line that is % ends a sentence. English: lower-case words and apostrophes only.
+    mandarin: Chinese characters only, which are counted in the place of words; a line ends a sentence.
+    """
     files = []
     for path in paths:
         if not path.exists():
@@ -45,12 +47,28 @@ def sentences(paths: Iterable[Path], words: range, fix: str = "") -> list[str]:
         files += [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
     found: dict[str, None] = {}
     for file in files:
-        text = re.sub(r"\s+", " ", file.read_text(encoding="utf-8", errors="replace").replace("\n%\n", ". "))
-        for sentence in re.split(r"(?<=[.!?;:])\s+|--|\"|\(|\)", text):
-            sentence = sentence.strip(" .!?;:,-'\"").lower().replace(",", "").replace("-", " ")
-            if re.fullmatch(r"[a-z]+('[a-z]+)?( [a-z]+('[a-z]+)?)*", sentence) and len(sentence.split()) in words:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for sentence, length in chinese(text) if mandarin else english(text):
+            if length in words:
                 found[sentence] = None
     return list(found)
+
+
+def english(text: str) -> Iterator[tuple[str, int]]:
+    """-> sentences and their numbers of words."""
+    text = re.sub(r"\s+", " ", text.replace("\n%\n", ". "))
+    for sentence in re.split(r"(?<=[.!?;:])\s+|--|\"|\(|\)", text):
+        sentence = sentence.strip(" .!?;:,-'\"").lower().replace(",", "").replace("-", " ")
+        if re.fullmatch(r"[a-z]+('[a-z]+)?( [a-z]+('[a-z]+)?)*", sentence):
+            yield sentence, len(sentence.split())
+
+
+def chinese(text: str) -> Iterator[tuple[str, int]]:
+    """-> sentences and their numbers of characters."""
+    for sentence in re.split(r"[\u3002\uff01\uff1f\uff1b\uff1a!?;:%\s]+", text):  # full stops and the like, of both widths
+        sentence = re.sub(r"[,\uff0c\u3001\u201c\u201d\u2018\u2019\u300a\u300b]", "", sentence)  # commas, quotation marks
+        if re.fullmatch(r"[\u4e00-\u9fff]+", sentence):
+            yield sentence, len(sentence)
 
 
 def spoken_sets(
