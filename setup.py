@@ -27,7 +27,7 @@ setup(
         "quantization": ["bitsandbytes>=0.50"],  # llm_conf.quantization: int8, int4
         "constrained": ["llguidance>=1.0"],  # chat --constrained true
         "serve": ["starlette>=0.49", "uvicorn>=0.35", "websockets", "python-multipart>=0.0.20", "prometheus-client"],
-        "kokoro": ["kokoro-onnx>=0.6"],  # egs/kokoro
+        "kokoro": ["kokoro-onnx>=0.6", "misaki[zh]>=0.9"],  # egs/kokoro; misaki for Mandarin
     },
     entry_points={"console_scripts": ["steermoe=steermoe.bin.__main__:main"]},
 )

@@ -83,12 +83,11 @@ class SteerMoE:
         from steermoe.loading import paused_collection
 
         with paused_collection():
-            from steermoe.checkpoint import decode_conf_of, load_model, read_metadata
+            from steermoe.checkpoint import load_model, read_metadata
             from steermoe.pretrained import find_adapter
 
             origin = find_adapter(where)
             network, config = load_model(origin, device, encoder_model, llm_model, dtype)
-            config.decode_conf = decode_conf_of(origin, config)
             model = cls(network, config, read_metadata(origin)[1], origin)
         model.prompt = prompt or model.prompt
         return model

@@ -77,13 +77,15 @@ def beside(adapter: Path, model: str) -> str:
 def load_model(
     path: str | Path, device: str = "cpu", encoder_model: str | None = None, llm_model: str | None = None, dtype: str | None = None
 ) -> tuple[SteerMoE, Config]:
-    """The whole model of an adapter, in eval mode.
+    """The whole model of an adapter, to decode with: in eval mode, and on a CPU its LLM lets no gradients through (llms.packed).
 
     encoder_model, llm_model: where the frozen bases are, instead of where training found them; dtype: for both bases, instead
-    of the configuration's. UserError if a base is not the one that the adapter was trained on.
+    of the configuration's. Its decode_conf is that of `decode_conf_of`. UserError if a base is not the one that the adapter was
+    trained on.
     """
     path = find_adapter(path)
     config, metadata = read_metadata(path)
+    config.decode_conf = decode_conf_of(path, config)
     config.encoder_conf["model"] = encoder_model or beside(path, config.encoder_conf["model"])
     config.llm_conf["model"] = llm_model or config.llm_conf["model"]
     if dtype:
@@ -94,6 +96,7 @@ def load_model(
         model.load_adapter_state(load_file(path, device=device))
     except RuntimeError as error:
         raise UserError(f"{path}: its tensors do not fit its configuration ({error}); copy it again") from None
+    model.llm.pack()
     return model.eval(), config
 
 

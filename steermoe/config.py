@@ -67,7 +67,7 @@ class DecodeConf:
     ctc_temperature: float = 1.0  # joint search: CTC's scores are divided by it before the softmax; over 1 it is less sure of itself
     min_confidence: float = 0.0  # where CTC hears its units with a lower mean probability, nobody has spoken: the answer is empty
     context: str = ""  # joint search: the LLM goes on from this text, as a language model that does not see the audio; "": the prompt
-    unheard: str = ""  # joint search: marks that the LLM may write and CTC does not hear; with any, letters' case is the LLM's too
+    unheard: str = ""  # joint search: marks, of any script, that the LLM may write and CTC does not hear; with any, letters' case is the LLM's too
     batch_frames: int = 24000
     max_batch: int = 32
     max_tokens: int = 448
@@ -202,8 +202,8 @@ def config_from_dict(tree: dict[str, Any], where: str = "configuration", registe
     for key, least in (("beam", 1), ("max_tokens", 1), ("max_batch", 1), ("max_repeats", 0)):
         if getattr(config.decode_conf, key) < least:
             raise UserError(f"{where}: decode_conf.{key}: {getattr(config.decode_conf, key)} is below {least}")
-    if not config.decode_conf.unheard.isascii() or any(map(str.isalnum, config.decode_conf.unheard)):
-        raise UserError(f"{where}: decode_conf.unheard: {config.decode_conf.unheard!r} are not all punctuation marks of ASCII")
+    if any(map(str.isalnum, config.decode_conf.unheard)):
+        raise UserError(f"{where}: decode_conf.unheard: {config.decode_conf.unheard!r} are not all punctuation marks")
     if not config.decode_conf.ctc_temperature > 0:
         raise UserError(f"{where}: decode_conf.ctc_temperature: {config.decode_conf.ctc_temperature} is not over 0")
     for key in ("ctc_weight", "min_confidence"):

@@ -99,6 +99,13 @@ def test_a_strangers_file_chooses_no_python_modules(saved, tiny_config, tiny_mod
     assert not (tmp_path / "ran").exists()
 
 
+def test_whoever_loads_it_decodes_as_its_folder_says_today(tiny_model, tiny_config, tmp_path):
+    save_adapter(tmp_path / "exp/checkpoints/best.safetensors", tiny_model, tiny_config, 7, {})
+    tiny_config.decode_conf.beam = 3
+    tiny_config.save(tmp_path / "exp/config.yaml")
+    assert load_model(tmp_path / "exp")[1].decode_conf.beam == 3
+
+
 def test_a_folder_without_adapter(tmp_path):
     with pytest.raises(UserError, match="no trained adapter.*--stage 4"):
         find_adapter(tmp_path)

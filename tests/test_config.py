@@ -65,7 +65,7 @@ def test_overrides_on_the_command_line(word, value, read):
         ("decode_conf: {min_confidence: 0.5}", "decode_conf.min_confidence needs CTC"),
         ("decode_conf: {ctc_temperature: 0}", "decode_conf.ctc_temperature: 0.0 is not over 0"),
         ("decode_conf: {unheard: ',a'}", "decode_conf.unheard: ',a' are not all punctuation"),
-        ("decode_conf: {unheard: '¿'}", "decode_conf.unheard: '¿' are not all punctuation"),
+        ("decode_conf: {unheard: '。天'}", "decode_conf.unheard: '。天' are not all punctuation"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

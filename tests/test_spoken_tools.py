@@ -13,6 +13,7 @@ from steermoe.calling.tools import Tools
 from steermoe.calling.worker import load_functions
 from steermoe.checkpoint import save_adapter
 from steermoe.data.kaldi_files import read_map
+from steermoe.data.synthesis import sentences
 from steermoe.errors import UserError
 from steermoe.files import read_jsonl
 
@@ -80,6 +81,17 @@ def test_a_synthesiser_that_does_not_work(scripts, tmp_path, tts, message):
     path = write_queries(tmp_path / "q.jsonl", [QUERY])
     with pytest.raises(UserError, match=message):
         scripts["speak"].main(["--queries", str(path), "--out", str(tmp_path / "data"), "--tts", tts])
+
+
+def test_mandarin_sentences_to_train_on_are_not_those_that_are_asked(scripts, tmp_path):
+    mandarin = load_script("spoken_tools/local/mandarin.py")
+    mandarin.main(["--queries", str(RECIPE / "queries" / "tools_zh.jsonl"), "--out", str(tmp_path / "new" / "text")])
+    written = sentences([tmp_path / "new" / "text"], range(2, 31), mandarin=True)
+    asked = scripts["queries"].utterances(scripts["queries"].read_queries(RECIPE / "queries" / "tools_zh.jsonl")).values()
+    asked = {said.rstrip("。？?") for said in asked}
+    assert len(written) > 1000 and not asked & set(written) and "上海现在几点了" in written
+    assert set("".join(asked)) <= set("".join(written))  # every character that is asked can be learned
+    assert asked & set(mandarin.sentences())  # left out, not unthought of
 
 
 def call(name: str, error: str | None = None, **arguments) -> dict:
@@ -173,6 +185,10 @@ def test_another_llm_is_asked_what_the_adapter_reads(scripts, tiny_config, tmp_p
     text, voice = (answer["turns"][0] for answer in read_jsonl(tmp_path / "out" / "answers.jsonl"))
     scripts["ask"].main([*words, "--talker", tiny_config.llm_conf["model"], "--system", "be brief"])  # other settings: asked anew
     assert next(read_jsonl(tmp_path / "out" / "answers.jsonl"))["turns"][0]["answer"] != text["answer"]
+    tiny_config.decode_conf.min_confidence = 1.0  # edited after training: nothing is sure enough
+    tiny_config.save(tmp_path / "config.yaml")
+    scripts["ask"].main([*words, "--talker", tiny_config.llm_conf["model"], "--system", "be brief"])
+    assert [a["turns"][0]["heard"] for a in read_jsonl(tmp_path / "out" / "answers.jsonl") if a["condition"] == "voice"] == [""]
     assert "heard" not in text and isinstance(voice["heard"], str) and voice["heard"] != PLAIN["say"] == voice["said"]
 
 

@@ -85,7 +85,7 @@ def load_talker(name: str | None, where: str, dtype: str | None):
     """Another LLM on the device `where`, or None."""
     from steermoe.llms.causal import CausalLM
 
-    return CausalLM.from_pretrained(model=name, dtype=dtype or "auto").to(where) if name else None
+    return CausalLM.from_pretrained(model=name, dtype=dtype or "auto").to(where).pack() if name else None
 
 
 def show(reply) -> None:

@@ -19,6 +19,7 @@ from queries import read_queries, utterances  # noqa: E402
 from steermoe.bin.chat import load_talker  # noqa: E402
 from steermoe.bin.cli import Parser, run  # noqa: E402
 from steermoe.bin.decode import add_model_options, device  # noqa: E402
+from steermoe.checkpoint import decode_conf_of, read_metadata  # noqa: E402
 from steermoe.data.kaldi_files import read_map  # noqa: E402
 from steermoe.errors import UserError  # noqa: E402
 from steermoe.files import append_jsonl, read_json, resume_jsonl, write_json  # noqa: E402
@@ -39,7 +40,9 @@ def main(argv=None) -> None:
     queries, speech = read_queries(args.queries), read_speech(args.data, read_queries(args.queries))
     names = ("constrained", "max_tokens", "language", "dtype", "llm_model", "encoder_model", "talker", "whisper", "system")
     settings = {name: getattr(args, name) for name in names}
-    inputs = [args.queries, find_adapter(args.model), args.data / "wav.scp", *([args.tools] if args.tools else [])]
+    adapter = find_adapter(args.model)
+    settings["decode_conf"] = vars(decode_conf_of(adapter, read_metadata(adapter)[0]))
+    inputs = [args.queries, adapter, args.data / "wav.scp", *([args.tools] if args.tools else [])]
     stamp = Stamp(args.out / ".asked", settings, inputs)
     if not stamp.fresh():
         (args.out / "answers.jsonl").unlink(missing_ok=True)
@@ -165,7 +168,6 @@ def alone(conversation, says: Sequence[str]) -> list[dict]:
 
 def own_transcripts(args, speech: dict) -> dict[str, dict[str, str]]:
     """What the frozen encoder's own decoder hears in every recording; kept in OUT/transcripts.json."""
-    from steermoe.checkpoint import read_metadata
     from steermoe.data.audio import load_audio
     from steermoe.encoders.whisper_decoder import WhisperDecoder
     from steermoe.fetch import find_model
