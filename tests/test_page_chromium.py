@@ -21,19 +21,24 @@ from steermoe.api import SteerMoE
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="module")
+def tools():
+    """Playwright, of which there can be only one at a time in a thread."""
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as tools:
+        yield tools
+
+
 @contextlib.contextmanager
-def _chromium(microphone: Path):
+def _chromium(tools, microphone: Path):
     """A real Chromium whose microphone hears a WAV file again and again."""
-    playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium")
     fake = ["ui-for-media-stream", "device-for-media-stream", f"file-for-fake-audio-capture={microphone}"]
-    with playwright.sync_playwright() as tools:
-        options = [f"--use-{'' if '=' in one else 'fake-'}{one}" for one in fake]
-        browser = tools.chromium.launch(executable_path=chromium, args=[*options, "--no-sandbox"])
-        yield browser
-        browser.close()
+    options = [f"--use-{'' if '=' in one else 'fake-'}{one}" for one in fake]
+    browser = tools.chromium.launch(executable_path=chromium, args=[*options, "--no-sandbox"])
+    yield browser
+    browser.close()
 
 
 @contextlib.contextmanager
@@ -78,8 +83,8 @@ def spoken(tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def browser(spoken):
-    with _chromium(spoken[0]) as browser:
+def browser(tools, spoken):
+    with _chromium(tools, spoken[0]) as browser:
         yield browser
 
 
@@ -249,7 +254,7 @@ def test_chromium_asks_for_the_key_and_shows_errors(browser, serve, spoken):
 
 
 @pytest.mark.slow
-def test_chromium_hears_real_speech_with_the_adapter_that_comes_with_the_code(real_models, shared_data, tmp_path):
+def test_chromium_hears_real_speech_with_the_adapter_that_comes_with_the_code(tools, real_models, shared_data, tmp_path):
     """14 s of knitting instructions, by microphone. CTC alone reads, so that a slow machine keeps up."""
     import soundfile
     from serving import until
@@ -273,7 +278,7 @@ def test_chromium_hears_real_speech_with_the_adapter_that_comes_with_the_code(re
 
     try:
         until(there, 600)
-        with _chromium(tmp_path / "spoken.wav") as browser, _visit(browser, address) as page:
+        with _chromium(tools, tmp_path / "spoken.wav") as browser, _visit(browser, address) as page:
             page.set_default_timeout(600_000)
             page.click("#record")
             _wait(page, "parseInt(clock.textContent.slice(2)) >= 12")
