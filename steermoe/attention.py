@@ -1,9 +1,11 @@
-"""softmax(Q K' / sqrt(E)) V of frozen layers: torch's fused kernels, but three products where gradients are computed on a CPU.
+"""softmax(Q K' / sqrt(E)) V of frozen layers. On a CPU rows of different lengths lie end to end, without padding between them, and each
+attends to itself in three products; elsewhere torch's fused kernels take padded batches.
 
-There the fused kernel takes twice as long, most of it going back: it was 42 % of a training step in bfloat16. On a GPU, and
-where nothing is learnt, it stays; a token's step of decoding gives it the heads that share keys as places, which it computes at once.
+On a CPU the fused kernel takes up to three times as long, most of it going back; and what is computed for padding is lost. A
+token's step of decoding gives the kernel the heads that share keys as places, which it computes at once.
 
-Shape legend: B batch, K heads of the queries, G heads of keys and values (a divisor of K), S and T places, E width of a head.
+Shape legend: B batch, K heads of the queries, G heads of keys and values (a divisor of K), S and T places, X places of all rows end to
+end, E width of a head.
 """
 
 from __future__ import annotations
@@ -13,21 +15,43 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 NAME = "steermoe"  # among transformers' attention implementations
+BLOCK = 256  # places of a row that look back together
 
 
-def attention(q_bkse: Tensor, k_bkte: Tensor, v_bkte: Tensor, mask: Tensor | None) -> Tensor:
-    """-> (B, K, S, E). mask bool, True where a place is attended to, (B, 1, 1 or S, T); None: everywhere."""
-    if learning_on_cpu(q_bkse):
-        return products(q_bkse, k_bkte, v_bkte, mask, q_bkse.shape[-1] ** -0.5)
-    return nnf.scaled_dot_product_attention(q_bkse, k_bkte, v_bkte, attn_mask=mask)
+class Rows:
+    """Rows that lie end to end. lens: of each. layers: how many times attention has kept them apart."""
+
+    def __init__(self, lens: list[int]):
+        self.lens, self.layers = lens, 0
+
+    def attend(self, q_1kxe: Tensor, k_1gxe: Tensor, v_1gxe: Tensor, causal: bool, scale: float) -> Tensor:
+        """Each row to itself -> (1, K, X, E)."""
+        self.layers += 1
+        attended = causal_products if causal else products
+        rows = zip(*(tensor.split(self.lens, 2) for tensor in (q_1kxe, k_1gxe, v_1gxe)))
+        return torch.cat([attended(q_1kse, k_1gse, v_1gse, scale) for q_1kse, k_1gse, v_1gse in rows], 2)
 
 
-def learning_on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and torch.is_grad_enabled()
+def causal_products(q_bkse: Tensor, k_bgse: Tensor, v_bgse: Tensor, scale: float) -> Tensor:
+    """No place attends to later ones; what they would give is not computed either, but for a block's own."""
+    places = q_bkse.shape[2]
+    if places <= BLOCK:
+        return products(q_bkse, k_bgse, v_bgse, scale, before(places, places))
+    blocks = []
+    for begin in range(0, places, BLOCK):
+        end = min(begin + BLOCK, places)
+        mask = before(end - begin, end)
+        blocks.append(products(q_bkse[:, :, begin:end], k_bgse[:, :, :end], v_bgse[:, :, :end], scale, mask))
+    return torch.cat(blocks, 2)
 
 
-def products(q_bkse: Tensor, k_bgte: Tensor, v_bgte: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Heads K * g / G and on share head g of keys and values."""
+def before(places: int, keys: int) -> Tensor:
+    """The last `places` of `keys` places, each True up to itself: (1, 1, places, keys)."""
+    return torch.ones(1, 1, places, keys, dtype=torch.bool).tril(keys - places)
+
+
+def products(q_bkse: Tensor, k_bgte: Tensor, v_bgte: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Heads K * g / G and on share head g of keys and values. mask bool, True where a place is attended to, (B, 1, 1 or S, T)."""
     batch, heads, places, width = q_bkse.shape
     groups = k_bgte.shape[1]
     grouped = (q_bkse * scale).reshape(batch, groups, heads // groups * places, width)
@@ -49,22 +73,27 @@ def one_place(q_bk1e: Tensor, k_bgte: Tensor, v_bgte: Tensor, mask: Tensor | Non
     return found_bgqe.reshape(batch, 1, heads, width)
 
 
-def in_transformers(module, query, key, value, attention_mask, scaling=None, is_causal=None, **settings) -> tuple[Tensor, None]:
-    """`attention` in the form of transformers' implementations; what it does not know goes to theirs."""
+def in_transformers(module, query, key, value, attention_mask, scaling=None, is_causal=None, rows: Rows | None = None, **settings):
+    """This file in the form of transformers' implementations -> (B, S, K, E), None; what it does not know goes to theirs. rows: the
+    places of the only row of the batch are those of many.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     special = any(settings.get(name) is not None for name in ("softcap", "position_bias", "s_aux", "cache"))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.shape[2] == 1 and not special and not learning_on_cpu(query) and (attention_mask is None or attention_mask.shape[1] == 1):
+    if rows is not None and not special and settings.get("sliding_window") is None:
+        return rows.attend(query, key, value, causal, scale).transpose(1, 2).contiguous(), None
+    learning = query.device.type == "cpu" and torch.is_grad_enabled()
+    if query.shape[2] == 1 and not special and not learning and (attention_mask is None or attention_mask.shape[1] == 1):
         return one_place(query, key, value, attention_mask, scale), None
-    if special or not learning_on_cpu(query) or (attention_mask is None and query.shape[2] != key.shape[2]):
+    if special or not learning or (attention_mask is None and query.shape[2] != key.shape[2]):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **settings
         )
     if attention_mask is None and causal:
-        attention_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
-    return products(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
+        attention_mask = before(query.shape[2], query.shape[2])
+    return products(query, key, value, scale, attention_mask).transpose(1, 2).contiguous(), None
 
 
 def attend_by_products(llm: nn.Module) -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as nnf
 
 import tiny
-from steermoe.attention import NAME, attention, one_place, products
+from steermoe.attention import BLOCK, NAME, Rows, one_place, products
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 
@@ -22,7 +22,7 @@ def test_products_equal_torchs_attention_and_so_do_the_gradients(kind, groups):
     lengths = (torch.arange(5) < torch.tensor([[5], [3]]))[:, None, None]
     mask = {"none": None, "keys": lengths, "causal": torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()}[kind]
     expected = nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    found = products(q, k, v, mask, 8**-0.5)
+    found = products(q, k, v, 8**-0.5, mask)
     assert torch.allclose(found, expected, atol=1e-6)
     weights = torch.randn_like(found)
     for one, other in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected))):
@@ -41,32 +41,38 @@ def test_a_step_of_decoding_equals_torchs_attention(groups, masked):
 
 def test_a_place_that_attends_to_nothing_is_finite():
     q, k, v = (heads(2, 3, grad=False) for _ in range(3))
-    assert products(q, k, v, torch.zeros(2, 1, 3, 3, dtype=torch.bool), 1.0).isfinite().all()
+    assert products(q, k, v, 1.0, torch.zeros(2, 1, 3, 3, dtype=torch.bool)).isfinite().all()
 
 
-def test_without_gradients_torchs_kernel_is_used(monkeypatch):
-    monkeypatch.setattr("steermoe.attention.products", None)
-    q, k, v = (heads(2, 3) for _ in range(3))
-    with torch.no_grad():
-        assert attention(q, k, v, None).shape == q.shape
-    with pytest.raises(TypeError):
-        attention(q, k, v, None)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("groups", [2, 6])
+def test_rows_end_to_end_attend_each_to_itself(groups, causal):
+    torch.manual_seed(0)
+    lens = [5, 1, BLOCK + 40]
+    q, k, v = (torch.randn(1, count, sum(lens), 8, requires_grad=True) for count in (6, groups, groups))
+    rows = zip(*(tensor.split(lens, 2) for tensor in (q, k, v)))
+    expected = torch.cat([nnf.scaled_dot_product_attention(*row, is_causal=causal, enable_gqa=True, scale=0.3) for row in rows], 2)
+    counted = Rows(lens)
+    found = counted.attend(q, k, v, causal, 0.3)
+    assert counted.layers == 1 and torch.allclose(found, expected, atol=1e-6)
+    weights = torch.randn_like(found)
+    for one, other in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected))):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_the_llm_learns_by_products_and_needs_no_mask_for_padding_behind(tiny_model, tmp_path, monkeypatch):
+def test_the_llm_learns_the_same_end_to_end_masked_and_without_a_mask(tiny_model, tmp_path):
     data = AudioTextDataset(tiny.make_dataset(tmp_path, [160, 60, 233]))
     batch = Collator(tiny_model.llm, "x <audio> y: ")([data[i] for i in range(3)])
     vectors, layout = tiny_model.soft_prompt(batch)
-    vectors = vectors.detach().requires_grad_()
-    assert tiny_model.llm.llm.config._attn_implementation == NAME
-    calls = []
-    monkeypatch.setattr("steermoe.attention.products", lambda *args: calls.append(args) or products(*args))
-    ours = tiny_model.llm.hidden(vectors)[layout.mask_bq]
-    assert len(calls) == 2  # layers
-    masked = tiny_model.llm.hidden(vectors, layout.mask_bq, layout.positions_bq)[layout.mask_bq]
-    tiny_model.llm.llm.set_attn_implementation("sdpa")
-    theirs = tiny_model.llm.hidden(vectors, layout.mask_bq, layout.positions_bq)[layout.mask_bq]
-    for other in (masked, theirs):
+    vectors, llm, masked = vectors.detach().requires_grad_(), tiny_model.llm, (layout.mask_bq, layout.positions_bq)
+    assert llm.llm.config._attn_implementation == NAME and llm.packs
+    packed = llm.hidden(vectors, *masked)
+    assert not packed[~layout.mask_bq].any()
+    ours = packed[layout.mask_bq]
+    llm._keeps_rows_apart = False
+    others = [llm.hidden(vectors)[layout.mask_bq], llm.hidden(vectors, *masked)[layout.mask_bq]]
+    llm.llm.set_attn_implementation("sdpa")
+    for other in (*others, llm.hidden(vectors, *masked)[layout.mask_bq]):
         assert torch.allclose(ours, other, atol=1e-5)
         one, two = (torch.autograd.grad(out.square().sum(), vectors, retain_graph=True)[0][layout.mask_bq] for out in (ours, other))
         assert torch.allclose(one, two, atol=1e-4)

@@ -9,6 +9,7 @@ from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 from steermoe.decode.branches import Branches
 from steermoe.errors import UserError
+from steermoe.llms.causal import CausalLM
 
 
 @pytest.fixture()
@@ -60,8 +61,7 @@ def windowed(llm, window):
         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, sliding_window=window,
     )  # fmt: skip
     torch.manual_seed(5)
-    llm.llm = MistralForCausalLM(config).eval()
-    return llm
+    return CausalLM(MistralForCausalLM(config), llm.tokenizer, model="tiny", dtype="float32", chat=False)
 
 
 def test_a_window_longer_than_the_prompt_slides_on(tiny_model, prompts):

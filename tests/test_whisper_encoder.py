@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from steermoe.attention import Rows
 from steermoe.encoders.whisper import WINDOWS, WhisperEncoder, pad_to_window
 from steermoe.errors import UserError
+from steermoe.masks import length_mask
 from steermoe.steering import MoESteering
 
 LENS = [120, 75, 301]
@@ -66,9 +68,17 @@ def test_steering_comes_after_every_layer_and_feeds_the_next(tiny_bases, feats):
     model = encoder(tiny_bases, "trim")
     output, _ = model(feats[0][None], torch.tensor(LENS[:1]), steer)
     assert [layer for layer, _ in seen] == [0, 1]
-    mask = torch.ones(1, 1, 1, 60, dtype=torch.bool)
-    assert torch.allclose(model.layers[1](seen[0][1] + 1.0, mask), seen[1][1], atol=1e-6)
-    assert torch.equal(output, seen[1][1] + 1.0)
+    assert torch.allclose(model.layers[1](seen[0][1] + 1.0, Rows([60])), seen[1][1], atol=1e-6)
+    assert torch.equal(output[0], seen[1][1] + 1.0)
+
+
+def test_a_layer_over_rows_end_to_end_is_that_over_a_masked_batch(tiny_bases):
+    layer = encoder(tiny_bases, "trim").layers[0]
+    torch.manual_seed(0)
+    batch, lens = torch.randn(3, 9, layer.fc1.in_features), torch.tensor([4, 9, 1])
+    mask = length_mask(lens, 9)
+    masked = layer(batch, mask[:, None, None])
+    assert torch.allclose(layer(batch[mask], Rows(lens.tolist())), masked[mask], atol=1e-6)
 
 
 def test_over_30_seconds_is_refused(tiny_bases):

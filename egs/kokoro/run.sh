@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=utils/pipeline.sh
 . ../../utils/pipeline.sh
 
-about="synthetic speech of Kokoro-82M (Apache-2.0), blends of its 54 voices: Jane Austen (public domain), or your own text, Mandarin too"
+about="synthetic speech: Jane Austen (public domain), or your own text, Mandarin too, by voices of Kokoro-82M (Apache-2.0)"
 downloaded=downloads/kokoro
 option hours 0.75 "training speech to make"
 option voices "" "English or Mandarin voices of Kokoro to draw from, as one word; default: all 28 English"

@@ -23,7 +23,8 @@ from typing import Callable, Protocol
 from torch import Tensor, nn
 
 Steer = Callable[[int, Tensor], Tensor]
-"""(layer index from 0, hidden_btd after that layer) -> hidden_btd that the next layer reads."""
+"""(layer index from 0, hidden_btd after that layer) -> hidden_btd that the next layer reads. On a CPU some encoders compute no padding:
+then it is (X, D), the real frames of all rows end to end."""
 
 
 def no_steer(layer: int, hidden_btd: Tensor) -> Tensor:

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from steermoe.attention import attention
+from steermoe.attention import Rows
 from steermoe.data.features import WINDOW_FRAMES, WhisperLogMel, silence_value
 from steermoe.dtypes import resolve_dtype
 from steermoe.encoders.base import Steer, no_steer
 from steermoe.encoders.whisper_checkpoint import load_checkpoint
 from steermoe.errors import UserError
 from steermoe.fetch import find_model
-from steermoe.masks import length_mask
+from steermoe.masks import length_mask, padded, unpadded
 
 WINDOWS = ("full30", "crop", "trim")
 
@@ -97,10 +97,17 @@ class WhisperEncoder(nn.Module):
         frames = hidden_btd.shape[1]
         hidden_btd = hidden_btd + self.embed_positions.weight[:frames]
         lens_b = (feat_lens_b + 1) // 2
-        mask_b11t = length_mask(lens_b, frames)[:, None, None] if masked else None
-        for index, layer in enumerate(self.layers):
-            hidden_btd = steer(index, layer(hidden_btd, mask_b11t))
-        return hidden_btd, torch.full_like(lens_b, frames) if self.window == "full30" else lens_b
+        read_b = lens_b if masked else torch.full_like(lens_b, frames)
+        mask_bt = length_mask(read_b, frames)
+        if hidden_btd.device.type == "cpu":
+            hidden_xd, rows = unpadded(hidden_btd, mask_bt), Rows(read_b.tolist())
+            for index, layer in enumerate(self.layers):
+                hidden_xd = steer(index, layer(hidden_xd, rows))
+            hidden_btd = padded(hidden_xd, mask_bt)
+        else:
+            for index, layer in enumerate(self.layers):
+                hidden_btd = steer(index, layer(hidden_btd, mask_bt[:, None, None] if masked else None))
+        return hidden_btd, read_b if self.window == "full30" else lens_b
 
 
 class WhisperLayer(nn.Module):
@@ -114,8 +121,9 @@ class WhisperLayer(nn.Module):
         self.fc2 = nn.Linear(ffn_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
-    def forward(self, hidden_btd: Tensor, mask_b11t: Tensor | None) -> Tensor:
-        hidden_btd = hidden_btd + self.self_attn(self.self_attn_layer_norm(hidden_btd), mask_b11t)
+    def forward(self, hidden_btd: Tensor, among: Tensor | Rows | None) -> Tensor:
+        """hidden_btd (B, T, D) and a mask (B, 1, 1, T) or None, or (X, D) and its rows."""
+        hidden_btd = hidden_btd + self.self_attn(self.self_attn_layer_norm(hidden_btd), among)
         return hidden_btd + self.fc2(nnf.gelu(self.fc1(self.final_layer_norm(hidden_btd))))
 
 
@@ -128,12 +136,16 @@ class WhisperAttention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden_btd: Tensor, mask_b11t: Tensor | None) -> Tensor:
+    def forward(self, hidden_btd: Tensor, among: Tensor | Rows | None) -> Tensor:
         q, k, v = (
-            project(hidden_btd).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            project(hidden_btd).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attention(q, k, v, mask_b11t).transpose(1, 2).flatten(2))
+        if isinstance(among, Rows):
+            attended = among.attend(q[None], k[None], v[None], False, q.shape[-1] ** -0.5)[0]
+        else:
+            attended = nnf.scaled_dot_product_attention(q, k, v, attn_mask=among)
+        return self.out_proj(attended.transpose(-2, -3).flatten(-2))
 
 
 def pad_to_window(feats_bfm: Tensor, feat_lens_b: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from steermoe.attention import attend_by_products
+from steermoe.attention import NAME, Rows, attend_by_products
 from steermoe.dtypes import resolve_dtype
 from steermoe.errors import UserError
 from steermoe.fetch import find_model, fingerprint
 from steermoe.llms.packed import pack
 from steermoe.llms.quantization import bitsandbytes_config, check_kind, keep_differentiable
 from steermoe.llms.template import PromptTemplate, make_template, stop_tokens
+from steermoe.masks import padded, unpadded
 
 
 class CausalLM(nn.Module):
@@ -102,7 +103,11 @@ class CausalLM(nn.Module):
         """Last hidden states (B, S, H). mask_bs covers the cached places too; cache: a transformers Cache, extended in place.
 
         Without mask and positions: rows begin at their first place. Padding behind them needs no mask, since no place looks ahead.
+        With a mask and nothing cached, padding is not computed where `packs`: it is 0.
         """
+        begins = mask_bs is not None and mask_bs.shape == vectors_bsh.shape[:2]
+        if begins and vectors_bsh.shape[1] > 1 and self.packs:
+            return self._end_to_end(vectors_bsh, mask_bs.bool(), positions_bs, cache)
         output = self.llm.get_decoder()(
             inputs_embeds=vectors_bsh,
             attention_mask=None if mask_bs is None else mask_bs.long(),
@@ -111,6 +116,50 @@ class CausalLM(nn.Module):
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+    def _end_to_end(self, vectors_bsh: Tensor, mask_bs: Tensor, positions_bs: Tensor, cache=None) -> Tensor:
+        """`hidden` of rows without their padding, one behind the other as a single one."""
+        vectors_1xh, positions_1x = unpadded(vectors_bsh, mask_bs)[None], unpadded(positions_bs, mask_bs)[None]
+        from transformers.cache_utils import DynamicCache
+
+        held = None if cache is None else DynamicCache()
+        rows = Rows(mask_bs.sum(1).tolist())
+        hidden_1xh = self._rows(vectors_1xh, positions_1x, rows, held)
+        for index, layer in enumerate(held.layers if held else []):
+            cache.update(*(padded(heads_1gxe[0].transpose(0, 1), mask_bs).transpose(1, 2) for heads_1gxe in (layer.keys, layer.values)), index)
+            layer.keys = layer.values = None
+        return padded(hidden_1xh[0], mask_bs)
+
+    def _rows(self, vectors_1xh: Tensor, positions_1x: Tensor, rows: Rows, cache=None) -> Tensor:
+        ready_11st = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # four dimensions: transformers makes no mask of its own
+        return self.llm.get_decoder()(
+            inputs_embeds=vectors_1xh, attention_mask=ready_11st, position_ids=positions_1x, past_key_values=cache, use_cache=cache is not None,
+            rows=rows,
+        ).last_hidden_state  # fmt: skip
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows of different lengths are computed end to end, without padding: on a CPU, by an LLM whose every layer is attention to
+        all that was said before, and of the kind that steermoe.attention replaces.
+        """
+        return self.llm.device.type == "cpu" and self._keeps_rows_apart
+
+    @functools.cached_property
+    @torch.no_grad()
+    def _keeps_rows_apart(self) -> bool:
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        layers = DynamicCache(config=self.llm.config).layers
+        if self.llm.config._attn_implementation != NAME or any(type(layer) is not DynamicLayer for layer in layers):
+            return False
+        ids_15, rows = torch.arange(5)[None], Rows([3, 2])
+        vectors_15h = self.embed(ids_15)
+        try:
+            together_15h = self._rows(vectors_15h, torch.tensor([[0, 1, 2, 0, 1]]), rows)
+        except TypeError:  # a decoder that hands no keywords on
+            return False
+        alone_12h = self.llm.get_decoder()(inputs_embeds=vectors_15h[:, 3:]).last_hidden_state
+        return rows.layers == self.llm.config.num_hidden_layers and torch.allclose(together_15h[:, 3:], alone_12h, atol=0.1, rtol=0.1)
 
     def logits(self, hidden_rh: Tensor) -> Tensor:
         """(R, H) -> (R, V) in the LLM's dtype, for the rows that are needed and no others."""

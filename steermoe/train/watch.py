@@ -87,8 +87,10 @@ def gate_totals(model: SteerMoE, batch: Batch) -> tuple[int, Tensor, Tensor]:
         return model.steering(layer, hidden_btd)
 
     _, lens_b = model.encoder(batch.feats_bfm, batch.feat_lens_b, steer)
-    real_bt = length_mask(lens_b, gates[0].shape[1])
-    gates_lxn = torch.stack([gates_btn[real_bt] for gates_btn in gates]).float()
+    if gates[0].dim() == 3:
+        real_bt = length_mask(lens_b, gates[0].shape[1])
+        gates = [gates_btn[real_bt] for gates_btn in gates]
+    gates_lxn = torch.stack(gates).float()
     return int(lens_b.sum()), torch.special.entr(gates_lxn).sum((1, 2)), gates_lxn.sum(1)
 
 
