@@ -23,8 +23,8 @@ from typing import Callable, Protocol
 from torch import Tensor, nn
 
 Steer = Callable[[int, Tensor], Tensor]
-"""(layer index from 0, hidden_btd after that layer) -> hidden_btd that the next layer reads. On a CPU some encoders compute no padding:
-then it is (X, D), the real frames of all rows end to end."""
+"""(layer index from 0, hidden_btd after that layer) -> hidden_btd that the next layer reads. An encoder that computes no
+padding gives the real frames of all utterances end to end as one row, (1, X, D)."""
 
 
 def no_steer(layer: int, hidden_btd: Tensor) -> Tensor:

@@ -100,10 +100,11 @@ class WhisperEncoder(nn.Module):
         read_b = lens_b if masked else torch.full_like(lens_b, frames)
         mask_bt = length_mask(read_b, frames)
         if hidden_btd.device.type == "cpu":
-            hidden_xd, rows = unpadded(hidden_btd, mask_bt), Rows(read_b.tolist())
+            rows, seen = Rows(read_b.tolist()), (1, -1, self.dim) if masked else hidden_btd.shape
+            hidden_1xd = unpadded(hidden_btd, mask_bt)[None]
             for index, layer in enumerate(self.layers):
-                hidden_xd = steer(index, layer(hidden_xd, rows))
-            hidden_btd = padded(hidden_xd, mask_bt)
+                hidden_1xd = steer(index, layer(hidden_1xd, rows).view(seen)).reshape(1, -1, self.dim)
+            hidden_btd = padded(hidden_1xd[0], mask_bt)
         else:
             for index, layer in enumerate(self.layers):
                 hidden_btd = steer(index, layer(hidden_btd, mask_bt[:, None, None] if masked else None))
@@ -122,7 +123,7 @@ class WhisperLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(dim)
 
     def forward(self, hidden_btd: Tensor, among: Tensor | Rows | None) -> Tensor:
-        """hidden_btd (B, T, D) and a mask (B, 1, 1, T) or None, or (X, D) and its rows."""
+        """hidden_btd (B, T, D) and a mask (B, 1, 1, T) or None, or (1, X, D) and its rows."""
         hidden_btd = hidden_btd + self.self_attn(self.self_attn_layer_norm(hidden_btd), among)
         return hidden_btd + self.fc2(nnf.gelu(self.fc1(self.final_layer_norm(hidden_btd))))
 
@@ -138,14 +139,14 @@ class WhisperAttention(nn.Module):
 
     def forward(self, hidden_btd: Tensor, among: Tensor | Rows | None) -> Tensor:
         q, k, v = (
-            project(hidden_btd).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+            project(hidden_btd).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if isinstance(among, Rows):
-            attended = among.attend(q[None], k[None], v[None], False, q.shape[-1] ** -0.5)[0]
+            attended = among.attend(q, k, v, False, q.shape[-1] ** -0.5)
         else:
             attended = nnf.scaled_dot_product_attention(q, k, v, attn_mask=among)
-        return self.out_proj(attended.transpose(-2, -3).flatten(-2))
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 def pad_to_window(feats_bfm: Tensor, feat_lens_b: Tensor) -> Tensor:

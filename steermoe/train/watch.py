@@ -87,10 +87,8 @@ def gate_totals(model: SteerMoE, batch: Batch) -> tuple[int, Tensor, Tensor]:
         return model.steering(layer, hidden_btd)
 
     _, lens_b = model.encoder(batch.feats_bfm, batch.feat_lens_b, steer)
-    if gates[0].dim() == 3:
-        real_bt = length_mask(lens_b, gates[0].shape[1])
-        gates = [gates_btn[real_bt] for gates_btn in gates]
-    gates_lxn = torch.stack(gates).float()
+    real_bt = length_mask(lens_b, gates[0].shape[1]) if len(gates[0]) == len(lens_b) else slice(None)  # padding, or end to end
+    gates_lxn = torch.stack([gates_btn[real_bt].flatten(0, -2) for gates_btn in gates]).float()
     return int(lens_b.sum()), torch.special.entr(gates_lxn).sum((1, 2)), gates_lxn.sum(1)
 
 
