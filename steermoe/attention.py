@@ -10,6 +10,8 @@ end, E width of a head.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
@@ -34,31 +36,36 @@ class Rows:
 
 def causal_products(q_bkse: Tensor, k_bgse: Tensor, v_bgse: Tensor, scale: float) -> Tensor:
     """No place attends to later ones; what they would give is not computed either, but for a block's own."""
-    places = q_bkse.shape[2]
-    if places <= BLOCK:
-        return products(q_bkse, k_bgse, v_bgse, scale, before(places, places))
-    blocks = []
+    places, blocks = q_bkse.shape[2], []
     for begin in range(0, places, BLOCK):
         end = min(begin + BLOCK, places)
-        mask = before(end - begin, end)
-        blocks.append(products(q_bkse[:, :, begin:end], k_bgse[:, :, :end], v_bgse[:, :, :end], scale, mask))
-    return torch.cat(blocks, 2)
+        hidden = looking_back(end - begin, end, q_bkse.dtype)
+        blocks.append(products(q_bkse[:, :, begin:end], k_bgse[:, :, :end], v_bgse[:, :, :end], scale, hidden))
+    return torch.cat(blocks, 2) if len(blocks) > 1 else blocks[0]
 
 
-def before(places: int, keys: int) -> Tensor:
-    """The last `places` of `keys` places, each True up to itself: (1, 1, places, keys)."""
-    return torch.ones(1, 1, places, keys, dtype=torch.bool).tril(keys - places)
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def looking_back(places: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """For the last `places` of `keys` places, what is added to their scores: (1, 1, places, keys), on the CPU."""
+    return added(torch.ones(1, 1, places, keys, dtype=torch.bool).tril(keys - places), dtype)
 
 
-def products(q_bkse: Tensor, k_bgte: Tensor, v_bgte: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Heads K * g / G and on share head g of keys and values. mask bool, True where a place is attended to, (B, 1, 1 or S, T)."""
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """mask bool, True where a place is attended to -> what is added to the scores: 0 there, elsewhere not -inf but the least number: a
+    place that attends to nothing (padding) would become NaN, and all that follows with it.
+    """
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def products(q_bkse: Tensor, k_bgte: Tensor, v_bgte: Tensor, scale: float, added_bkst: Tensor | None = None) -> Tensor:
+    """Heads K * g / G and on share head g of keys and values. added_bkst: to the scores, (B or 1, 1, S or 1, T)."""
     batch, heads, places, width = q_bkse.shape
     groups = k_bgte.shape[1]
     grouped = (q_bkse * scale).reshape(batch, groups, heads // groups * places, width)
     scores = (grouped @ k_bgte.transpose(-1, -2)).view(batch, groups, heads // groups, places, -1)
-    if mask is not None:
-        # Not -inf: a place that attends to nothing (padding) would become NaN, and all that follows with it.
-        scores += torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)[:, :, None]
+    if added_bkst is not None:
+        scores += added_bkst[:, :, None]
     weights = scores.softmax(-1).view(batch, groups, heads // groups * places, -1)
     return (weights @ v_bgte).view(batch, heads, places, width)
 
@@ -91,9 +98,11 @@ def in_transformers(module, query, key, value, attention_mask, scaling=None, is_
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **settings
         )
-    if attention_mask is None and causal:
-        attention_mask = before(query.shape[2], query.shape[2])
-    return products(query, key, value, scale, attention_mask).transpose(1, 2).contiguous(), None
+    if attention_mask is not None:
+        found = products(query, key, value, scale, added(attention_mask, query.dtype))
+    else:
+        found = (causal_products if causal else products)(query, key, value, scale)
+    return found.transpose(1, 2).contiguous(), None
 
 
 def attend_by_products(llm: nn.Module) -> None:

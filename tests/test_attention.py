@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as nnf
 
 import tiny
-from steermoe.attention import BLOCK, NAME, Rows, one_place, products
+from steermoe.attention import BLOCK, NAME, Rows, added, one_place, products
 from steermoe.data.collator import Collator
 from steermoe.data.dataset import AudioTextDataset
 
@@ -22,7 +22,7 @@ def test_products_equal_torchs_attention_and_so_do_the_gradients(kind, groups):
     lengths = (torch.arange(5) < torch.tensor([[5], [3]]))[:, None, None]
     mask = {"none": None, "keys": lengths, "causal": torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()}[kind]
     expected = nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    found = products(q, k, v, 8**-0.5, mask)
+    found = products(q, k, v, 8**-0.5, None if mask is None else added(mask, q.dtype))
     assert torch.allclose(found, expected, atol=1e-6)
     weights = torch.randn_like(found)
     for one, other in zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected))):
@@ -41,7 +41,7 @@ def test_a_step_of_decoding_equals_torchs_attention(groups, masked):
 
 def test_a_place_that_attends_to_nothing_is_finite():
     q, k, v = (heads(2, 3, grad=False) for _ in range(3))
-    assert products(q, k, v, 1.0, torch.zeros(2, 1, 3, 3, dtype=torch.bool)).isfinite().all()
+    assert products(q, k, v, 1.0, added(torch.zeros(2, 1, 3, 3, dtype=torch.bool), q.dtype)).isfinite().all()
 
 
 @pytest.mark.parametrize("causal", [False, True])

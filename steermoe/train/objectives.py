@@ -36,8 +36,7 @@ class NextToken:
     def __call__(self, model: SteerMoE, batch: Batch, step: int | None = None) -> Loss:
         logits_rv, targets_r = model(batch)
         total = nnf.cross_entropy(logits_rv.float(), targets_r, reduction="sum")
-        right = (logits_rv.detach().argmax(-1) == targets_r).sum()
-        return with_auxiliary(model, Loss(total, len(targets_r), {"accuracy": float(right)}))
+        return with_auxiliary(model, Loss(total, len(targets_r), {"accuracy": likeliest(logits_rv, targets_r)}))
 
 
 class Joint:
@@ -67,7 +66,7 @@ class Joint:
         logprobs_rv = logits_rv.float().log_softmax(-1)
         spoken = nnf.nll_loss(logprobs_rv, targets_r, reduction="sum")
         total = self.ctc * ctc + self.next_token * spoken
-        stats |= {"next_token": float(spoken.detach()), "accuracy": float((logits_rv.detach().argmax(-1) == targets_r).sum())}
+        stats |= {"next_token": float(spoken.detach()), "accuracy": likeliest(logits_rv, targets_r)}
         if self.distill:
             with torch.no_grad():
                 read_rv = model(batch, (model.llm.embed(targets_by), target_lens_b)).logits_rv.float().log_softmax(-1)
@@ -75,6 +74,12 @@ class Joint:
             total = total + self.distill * divergence
             stats["distill"] = float(divergence.detach())
         return with_auxiliary(model, Loss(total, units, stats))
+
+
+@torch.no_grad()
+def likeliest(logits_rv: Tensor, targets_r: Tensor) -> float:
+    """How many targets no other token is likelier than. (argmax takes twenty times as long on a CPU.)"""
+    return float((logits_rv.gather(1, targets_r[:, None]) >= logits_rv.amax(-1, keepdim=True)).sum())
 
 
 def with_auxiliary(model: SteerMoE, loss: Loss) -> Loss:
