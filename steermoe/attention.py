@@ -30,8 +30,8 @@ class Rows:
         """Each row to itself -> (1, K, X, E)."""
         self.layers += 1
         attended = causal_products if causal else products
-        rows = zip(*(tensor.split(self.lens, 2) for tensor in (q_1kxe, k_1gxe, v_1gxe)))
-        return torch.cat([attended(q_1kse, k_1gse, v_1gse, scale) for q_1kse, k_1gse, v_1gse in rows], 2)
+        rows = zip(self.lens, *(tensor.split(self.lens, 2) for tensor in (q_1kxe, k_1gxe, v_1gxe)))
+        return torch.cat([attended(q_1kse, k_1gse, v_1gse, scale) for length, q_1kse, k_1gse, v_1gse in rows if length], 2)
 
 
 def causal_products(q_bkse: Tensor, k_bgse: Tensor, v_bgse: Tensor, scale: float) -> Tensor:

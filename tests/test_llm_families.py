@@ -10,6 +10,7 @@ import torch
 
 import tiny
 from steermoe.config import DecodeConf
+from steermoe.decode.cache import roomy_cache
 from steermoe.decode.search import greedy_search
 from steermoe.errors import UserError
 from steermoe.llms.causal import CausalLM
@@ -158,6 +159,28 @@ def test_embeddings_and_logits_are_what_the_model_makes_of_ids(pair):
         theirs = llm.llm(input_ids=ids, attention_mask=ones).logits
         ours = llm.logits(llm.hidden(vectors, ones, ones.cumsum(1) - 1))
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_rows_of_a_batch_are_as_if_alone(pair, left):
+    """End to end without padding, where every layer looks at all that was said before; masked, where a window slides."""
+    llm, family = pair
+    assert llm.packs == ("sliding_window" not in family.settings)
+    rows = [torch.tensor([[5, 9, 33, 70, 71, 72, 80, 81, 90, 95, 12]]), torch.tensor([[7, 12, 50]])]
+    lens = torch.tensor([[11], [3]])
+    mask = torch.arange(11) >= 11 - lens if left else torch.arange(11) < lens
+    ids = torch.zeros(2, 11, dtype=torch.long).index_put((mask,), torch.cat(rows, 1)[0])
+    cache = roomy_cache(llm.llm.config)
+    with torch.no_grad():
+        together = llm.hidden(llm.embed(ids), mask, positions_from_mask(mask), cache)
+        for row, alone in enumerate(rows):
+            assert torch.allclose(together[row, mask[row]], llm.hidden(llm.embed(alone))[0], atol=1e-5)
+        if left:  # a step goes on from what is cached
+            longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.bool)], 1)
+            step = llm.hidden(llm.embed(torch.tensor([[20], [21]])), longer, lens, cache)
+            for row, alone in enumerate(rows):
+                after = llm.hidden(llm.embed(torch.cat([alone, torch.tensor([[20 + row]])], 1)))
+                assert torch.allclose(step[row, 0], after[0, -1], atol=1e-5)
 
 
 def test_output_layer_tied_or_not(pair):

@@ -119,14 +119,14 @@ class CausalLM(nn.Module):
 
     def _end_to_end(self, vectors_bsh: Tensor, mask_bs: Tensor, positions_bs: Tensor, cache=None) -> Tensor:
         """`hidden` of rows without their padding, one behind the other as a single one."""
-        vectors_1xh, positions_1x = unpadded(vectors_bsh, mask_bs)[None], unpadded(positions_bs, mask_bs)[None]
         from transformers.cache_utils import DynamicCache
 
+        vectors_1xh, positions_1x = unpadded(vectors_bsh, mask_bs)[None], unpadded(positions_bs, mask_bs)[None]
         held = None if cache is None else DynamicCache()
-        rows = Rows(mask_bs.sum(1).tolist())
-        hidden_1xh = self._rows(vectors_1xh, positions_1x, rows, held)
+        hidden_1xh = self._rows(vectors_1xh, positions_1x, Rows(mask_bs.sum(1).tolist()), held)
         for index, layer in enumerate(held.layers if held else []):
-            cache.update(*(padded(heads_1gxe[0].transpose(0, 1), mask_bs).transpose(1, 2) for heads_1gxe in (layer.keys, layer.values)), index)
+            keys, values = (padded(heads_1gxe[0].transpose(0, 1), mask_bs).transpose(1, 2) for heads_1gxe in (layer.keys, layer.values))
+            cache.update(keys, values, index)
             layer.keys = layer.values = None
         return padded(hidden_1xh[0], mask_bs)
 
@@ -159,7 +159,7 @@ class CausalLM(nn.Module):
         except TypeError:  # a decoder that hands no keywords on
             return False
         alone_12h = self.llm.get_decoder()(inputs_embeds=vectors_15h[:, 3:]).last_hidden_state
-        return rows.layers == self.llm.config.num_hidden_layers and torch.allclose(together_15h[:, 3:], alone_12h, atol=0.1, rtol=0.1)
+        return rows.layers == self.llm.config.get_text_config().num_hidden_layers and torch.allclose(together_15h[:, 3:], alone_12h, atol=0.1, rtol=0.1)
 
     def logits(self, hidden_rh: Tensor) -> Tensor:
         """(R, H) -> (R, V) in the LLM's dtype, for the rows that are needed and no others."""
