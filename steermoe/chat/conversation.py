@@ -31,6 +31,7 @@ from steermoe.llms.template import stop_tokens
 
 CONSTRAINED = ("false", "true", "required")
 MAX_REPEATS = 4  # as decode_conf.max_repeats: the guard against endless repeats
+AGAIN = "this has just been called and is not run again; tell the user in words what it has given: "
 NEEDS_READING = (
     "talker: another LLM understands nothing but text, and this adapter writes vectors for its own; take an adapter that reads by "
     "CTC (decode_conf.ctc_weight and context, as the pretrained one), or leave the talker away"
@@ -38,7 +39,7 @@ NEEDS_READING = (
 
 
 class Reply(NamedTuple):
-    """text: the answer. calls: what the LLM has called on the way, in order, with results or errors.
+    """text: the answer. calls: what the LLM has called on the way, in order, with results or errors; the call before once more is not run.
 
     ended: "end" by the model; "length" by max_tokens or the LLM's context; "repeat" by the guard; "calls" after max_rounds rounds
     of calls; "bad call" by a second call that could not be run (the last of `calls` says why).
@@ -183,7 +184,9 @@ class Conversation:
             for call in asked:
                 call.error = call.error or self.tools.check(call)
                 bad = call.error is not None
-                if not bad:
+                if calls and (call.name, call.arguments, call.error) == (calls[-1].name, calls[-1].arguments, None):
+                    call.error = AGAIN + calls[-1].result
+                elif not bad:
                     self.tools.run(call)
                 calls.append(call)
                 self._record(call, said, text)
