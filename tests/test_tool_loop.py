@@ -95,14 +95,20 @@ def test_what_was_just_called_is_not_run_again_but_told(tiny_model):
         return f"{minutes} minutes from now"
 
     again, other = call_text("set_timer", minutes=5), call_text("set_timer", minutes=6)
-    conversation = scripted(tiny_model, again, again, other, again, "It is set.", again, "Once more.", tools=[set_timer])
+    conversation = scripted(tiny_model, again, again, again, other, again, "It is set.", again, "Once more.", tools=[set_timer])
     reply = conversation.say("go")
     assert ran == [5, 6, 5] and (reply.text, reply.ended) == ("It is set.", "end")
-    assert [call.result for call in reply.calls] == ["5 minutes from now", None, "6 minutes from now", "5 minutes from now"]
-    assert reply.calls[1].error.endswith("tell the user in words what it has given: 5 minutes from now")
+    five = "5 minutes from now"
+    assert [call.result for call in reply.calls] == [five, None, None, "6 minutes from now", five]
+    assert all(call.error.endswith(f"tell the user in words what it has given: {five}") for call in reply.calls[1:3])
     assert reply.calls[1].error in conversation.template.render(conversation.messages)
     conversation.say("the same once more")
     assert ran == [5, 6, 5, 5]
+
+
+def test_a_call_that_has_failed_may_be_tried_again(tiny_model):
+    conversation = scripted(tiny_model, *[call_text("fail", reason="no")] * 2, "sorry")
+    assert ["ValueError" in call.error for call in conversation.say("go").calls] == [True, True]
 
 
 def test_results_cannot_smuggle_in_control_tokens_or_audio(tiny_model):

@@ -170,6 +170,7 @@ class Conversation:
 
     def _answer(self) -> Reply:
         calls: list[Call] = []
+        ran: Call | None = None  # the last one
         forgiven = False  # one call that cannot be run is shown to the LLM, so that it can correct it
         for round_ in range(self.max_rounds + 1):
             tokens, ended = self._generate(first=round_ == 0)
@@ -184,10 +185,11 @@ class Conversation:
             for call in asked:
                 call.error = call.error or self.tools.check(call)
                 bad = call.error is not None
-                if calls and (call.name, call.arguments, call.error) == (calls[-1].name, calls[-1].arguments, None):
-                    call.error = AGAIN + calls[-1].result
+                if ran and ran.error is None and (call.name, call.arguments) == (ran.name, ran.arguments):
+                    call.error = AGAIN + ran.result
                 elif not bad:
                     self.tools.run(call)
+                    ran = call
                 calls.append(call)
                 self._record(call, said, text)
                 if bad and forgiven:
