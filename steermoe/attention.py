@@ -92,7 +92,8 @@ def in_transformers(module, query, key, value, attention_mask, scaling=None, is_
     if rows is not None and not special and settings.get("sliding_window") is None:
         return rows.attend(query, key, value, causal, scale).transpose(1, 2).contiguous(), None
     learning = query.device.type == "cpu" and torch.is_grad_enabled()
-    if query.shape[2] == 1 and not special and not learning and (attention_mask is None or attention_mask.shape[1] == 1):
+    one_of_many = query.shape[0] > 1 and query.shape[2] == 1  # alone, a text gets transformers' own, to the last bit of its rounding
+    if one_of_many and not special and not learning and (attention_mask is None or attention_mask.shape[1] == 1):
         return one_place(query, key, value, attention_mask, scale), None
     if special or not learning or (attention_mask is None and query.shape[2] != key.shape[2]):
         return sdpa_attention_forward(

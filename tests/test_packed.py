@@ -22,8 +22,10 @@ def test_the_same_numbers(rows, bias):
     torch.manual_seed(0)
     linear = torch.nn.Linear(96, 200, bias=bias, dtype=torch.bfloat16)
     vectors = torch.randn(2, rows, 96, dtype=torch.bfloat16)
+    packed = PackedLinear(linear)
     with torch.no_grad():
-        assert torch.equal(PackedLinear(linear)(vectors), linear(vectors))
+        assert torch.equal(packed(vectors), linear(vectors))
+    assert torch.equal(packed.weight, linear.weight)
 
 
 @needs_bfloat16

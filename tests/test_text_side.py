@@ -14,6 +14,7 @@ from steermoe.data.collator import Collator
 from steermoe.data.dataset import Example
 from steermoe.decode.decoder import decode_batch
 from steermoe.fetch import fingerprint
+from steermoe.llms.packed import PackedLinear
 from steermoe.model import SteerMoE
 
 PROMPTS = ["What is the capital of France?", "Count from one to five.", "Repeat: steering", ""]
@@ -43,7 +44,8 @@ def answers(llm, tokenizer, max_tokens: int) -> list[list[int]]:
 @torch.no_grad()
 def facts(llm) -> tuple[torch.Tensor, dict[str, str]]:
     """Logits of a text, and SHA-256 of every tensor of the model."""
-    tensors = {name: tensor.contiguous().view(torch.uint8).numpy() for name, tensor in llm.state_dict().items()}
+    packed = {f"{name}.weight": module.weight for name, module in llm.named_modules() if isinstance(module, PackedLinear)}
+    tensors = {name: tensor.contiguous().view(torch.uint8).numpy() for name, tensor in (llm.state_dict() | packed).items()}
     hashes = {name: hashlib.sha256(tensor).hexdigest() for name, tensor in tensors.items()}
     return llm(torch.arange(20, 60)[None]).logits, hashes
 

@@ -103,10 +103,11 @@ class CausalLM(nn.Module):
         """Last hidden states (B, S, H). mask_bs covers the cached places too; cache: a transformers Cache, extended in place.
 
         Without mask and positions: rows begin at their first place. Padding behind them needs no mask, since no place looks ahead.
-        With a mask and nothing cached, padding is not computed where `packs`: it is 0.
+        With a mask and nothing cached, padding is not computed where `packs`: it is 0. (A row alone has none, and goes the way of
+        transformers, to the last bit of its rounding.)
         """
         begins = mask_bs is not None and mask_bs.shape == vectors_bsh.shape[:2]
-        if begins and vectors_bsh.shape[1] > 1 and self.packs:
+        if begins and min(vectors_bsh.shape[:2]) > 1 and self.packs:
             return self._end_to_end(vectors_bsh, mask_bs.bool(), positions_bs, cache)
         output = self.llm.get_decoder()(
             inputs_embeds=vectors_bsh,

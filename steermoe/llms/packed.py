@@ -21,6 +21,11 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
 
+    @property
+    def weight(self) -> Tensor:
+        """A copy in torch's layout."""
+        return self.packed.to_dense()
+
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) bfloat16 -> (..., out_features). RuntimeError where a gradient would be lost."""
         if input.requires_grad and torch.is_grad_enabled():
