@@ -1,5 +1,5 @@
 """softmax(Q K' / sqrt(E)) V of frozen layers. On a CPU rows of different lengths lie end to end, without padding between them, and each
-attends to itself in three products; elsewhere torch's fused kernels take padded batches.
+attends to itself in matrix products; elsewhere torch's fused kernels take padded batches.
 
 On a CPU the fused kernel takes up to three times as long, most of it going back; and what is computed for padding is lost. A
 token's step of decoding gives the kernel the heads that share keys as places, which it computes at once.

@@ -75,7 +75,7 @@ class SteerMoE(nn.Module):
         """Everything that equation 5 needs: the LLM's logits where the next token is part of the answer, and that token."""
         vectors_bqh, layout = self.soft_prompt(batch, audio=audio)
         # Padded on the right, where no place looks: a mask is for those who then compute no padding.
-        masked = (layout.mask_bq, layout.positions_bq) if len(vectors_bqh) > 1 and self.llm.packs else ()
+        masked = (layout.mask_bq, layout.positions_bq) if self.llm.packs else ()
         hidden_bqh = self.llm.hidden(vectors_bqh, *masked)
         next_bq = layout.labels_bq[:, 1:]
         is_target_bq = next_bq != IGNORE
